@@ -1,0 +1,1 @@
+"""Ready run configurations, one YAML file each."""

@@ -1,0 +1,80 @@
+"""The door to Ray: run one worker over many items on every core of the cluster, with retries."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from vae_core.errors import LatentbitsError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+RETRIES = 3
+"""How often an item is tried again after the process or the node that held it died."""
+
+
+def scatter(
+    make_worker: Callable[[], Callable[[Item], Result]], items: Iterable[Item], *, workers: int | None = None
+) -> Iterator[Result]:
+    """Results of a pool of one-core workers over `items`, as they come.
+
+    `make_worker` runs once in each process and returns the function that is called with each item: load a model
+    there, not for each item. An item whose process was killed is tried again in a new one, RETRIES times.
+    Raises what the worker raised where that is a LatentbitsError, and otherwise one that names the item.
+    """
+    items = list(items)
+    if not items:
+        return
+    import ray
+    from ray.util import ActorPool
+
+    with cluster():
+        count = min(len(items), workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
+        remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=RETRIES)(_Worker)
+        pool = ActorPool([remote.remote(make_worker) for _ in range(count)])
+        for item in items:
+            pool.submit(lambda actor, value: actor.run.remote(value), item)
+        while pool.has_next():
+            yield _reported(pool)
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """A connection to Ray: the one that is open, the cluster at RAY_ADDRESS, or one started here and ended after."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Worker:
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
+        self.work = make_worker()
+
+    def run(self, item: Any) -> Any:
+        return self.work(item)
+
+
+def _reported(pool: Any) -> Any:
+    import ray
+
+    try:
+        return pool.get_next_unordered()
+    except ray.exceptions.RayTaskError as error:
+        cause = error.as_instanceof_cause()
+        if isinstance(cause, LatentbitsError):
+            raise type(cause)(*cause.args) from None
+        raise LatentbitsError(f"a worker failed: {type(cause).__name__}: {str(cause).strip()}") from error
+    except ray.exceptions.RayActorError as error:
+        raise LatentbitsError(
+            f"a worker process died {RETRIES + 1} times on the same item, most often for lack of memory: {error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Variational auto-encoders whose latent is a binary code, in torch alone."""

@@ -1,0 +1,106 @@
+"""Autoregressive Transformer decoder that reads z as a memory slot of every layer and as part of every embedding.
+
+The two ways in are those of Optimus (Li et al. 2020). Shapes: S samples, B documents, T positions, M = S * B
+sequences, K latent width, D width.
+"""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from vae_core.attention import Block
+from vae_core.batch import Batch
+from vae_core.config import Config
+
+IGNORED = -100
+
+
+class TransformerDecoderConfig(Config):
+    """Settings of the autoregressive decoder."""
+
+    kind: Literal["transformer"] = "transformer"
+    width: int = Field(default=256, ge=8)
+    layers: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+    positions: int = Field(default=128, ge=2, description="tokens of a document that are reconstructed")
+    memory_slots: int = Field(default=1, ge=0, description="key-value slots each layer makes of z; 0: none")
+    embedding: bool = Field(default=True, description="add a projection of z to every input embedding")
+    word_dropout: float = Field(default=0.0, ge=0, le=1, description="share of inputs hidden in training")
+
+    @model_validator(mode="after")
+    def _reads_z(self) -> Self:
+        if not self.memory_slots and not self.embedding:
+            raise ValueError("the decoder must read z: set memory_slots above 0, or embedding to true")
+        return self
+
+
+class TransformerDecoder(nn.Module):
+    """p(x | z) = prod_t p(x_t | x_<t, z), the end of the document included."""
+
+    def __init__(self, config: TransformerDecoderConfig, latent_width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.begin, self.end, self.hidden = vocabulary, vocabulary + 1, vocabulary + 2
+        self.embedding = nn.Embedding(vocabulary + 3, config.width)
+        self.position = nn.Embedding(config.positions, config.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.position.weight, std=0.02)
+        slots = config.layers * config.memory_slots
+        self.to_memory = nn.Linear(latent_width, slots * config.width, bias=False) if slots else None
+        self.to_embedding = nn.Linear(latent_width, config.width, bias=False) if config.embedding else None
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, vocabulary + 3)
+
+    def forward(self, batch: Batch, tfidf_N: Tensor, z_SBK: Tensor) -> Tensor:
+        """log p(x | z) in nats, summed over tokens, (S, B)."""
+        del tfidf_N
+        inputs_BT, targets_BT = self._teacher(batch)
+        samples = len(z_SBK)
+        logits_MTV = self.logits(inputs_BT.repeat(samples, 1), z_SBK.flatten(0, 1)).float()
+        targets_MT = targets_BT.repeat(samples, 1)
+        nll_MT = cross_entropy(logits_MTV.transpose(1, 2), targets_MT, ignore_index=IGNORED, reduction="none")
+        return -nll_MT.sum(dim=1).unflatten(0, (samples, -1))
+
+    def logits(self, inputs_MT: Tensor, z_MK: Tensor) -> Tensor:
+        """Next-token logits at every position, (M, T, V + 3)."""
+        length = inputs_MT.shape[1]
+        x_MTD = self.embedding(inputs_MT) + self.position(torch.arange(length, device=inputs_MT.device))
+        if self.to_embedding is not None:
+            x_MTD = x_MTD + self.to_embedding(z_MK).unsqueeze(1)
+        memories = self._memories(z_MK)
+        bias = self._causal_bias(length, x_MTD)
+        for block, memory_MJD in zip(self.blocks, memories, strict=True):
+            x_MTD = block(x_MTD, bias, memory_MJD)
+        return self.output(self.norm(x_MTD))
+
+    def _memories(self, z_MK: Tensor) -> list[Tensor | None]:
+        if self.to_memory is None:
+            return [None] * self.config.layers
+        slots = self.to_memory(z_MK).unflatten(1, (self.config.layers, self.config.memory_slots, -1))
+        return list(slots.unbind(dim=1))
+
+    def _causal_bias(self, length: int, like: Tensor) -> Tensor:
+        """(T, J + T): 0 where a position may look, -inf where it may not; memory slots are always in sight."""
+        future = like.new_full((length, length), -torch.inf).triu(diagonal=1)
+        return torch.cat([like.new_zeros(length, self.config.memory_slots), future], dim=1)
+
+    def _teacher(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Inputs [begin, x_1 ..] and targets [x_1 .. end], each (B, T); a cut document has no end."""
+        tokens, most = batch.tokens, self.config.positions
+        length = min(most, int(tokens.lengths.max()) + 1)
+        targets = tokens.values.new_full((len(batch), length + 1), IGNORED)
+        fits_N = tokens.positions < length
+        targets[tokens.rows[fits_N], tokens.positions[fits_N]] = tokens.values[fits_N]
+        ends = tokens.lengths.clamp(max=length)
+        targets[torch.arange(len(batch), device=ends.device), ends] = self.end
+        targets = targets[:, :length]
+        inputs = targets.roll(1, dims=1).masked_fill(targets.roll(1, dims=1) == IGNORED, self.end)
+        inputs[:, 0] = self.begin
+        if self.training and self.config.word_dropout:
+            unseen = torch.rand_like(inputs, dtype=torch.float) < self.config.word_dropout
+            inputs[:, 1:] = inputs[:, 1:].masked_fill(unseen[:, 1:], self.hidden)
+        return inputs, targets

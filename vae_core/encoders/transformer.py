@@ -1,0 +1,104 @@
+"""Transformer encoder, over a document's weighted terms or over its tokens in order.
+
+Shapes: B documents, N ids of all of them, G segments of at most L ids, D width.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import dropout, relu
+
+from vae_core.attention import Block
+from vae_core.batch import Batch, Ragged
+from vae_core.config import Config
+from vae_core.encoders.lsi import lsi_vectors
+
+EMBEDDING_SCALE = 10.0
+"""Vectors are stored at a tenth of their size, so that one optimiser step moves them ten times as far."""
+
+
+class TransformerEncoderConfig(Config):
+    """Settings of the Transformer encoder."""
+
+    kind: Literal["transformer"] = "transformer"
+    reads: Literal["terms", "tokens"] = Field(
+        default="terms", description="terms: the set of words, weighted by TF-IDF; tokens: the subwords in order"
+    )
+    width: int = Field(default=256, ge=8)
+    layers: int = Field(default=1, ge=0)
+    heads: int = Field(default=4, ge=1)
+    hidden: int = Field(default=1000, ge=1, description="width of the layer between pooling and the latent's heads")
+    segment: int = Field(default=128, ge=8, description="longer documents are attended to in pieces of this many ids")
+    positions: int = Field(default=512, ge=1, description="tokens in order: how many positions are told apart")
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    term_dropout: float = Field(default=0.6, ge=0, lt=1, description="share of a document's ids unseen in a step")
+    grow_after: float = Field(
+        default=0.67, ge=0, le=1, description="share of training after which the blocks join; they start as identity"
+    )
+
+
+class TransformerEncoder(nn.Module):
+    """Blocks over segments of a document, a weighted mean over all of it, and one hidden layer."""
+
+    def __init__(self, config: TransformerEncoderConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.width = config.hidden
+        self.embedding = nn.Embedding(vocabulary, config.width)
+        nn.init.normal_(self.embedding.weight, std=0.01)
+        self.position = nn.Embedding(config.positions, config.width) if config.reads == "tokens" else None
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.hidden = nn.Linear(config.width, config.hidden)
+        nn.init.normal_(self.hidden.weight, std=config.width**-0.5)
+
+    def forward(self, batch: Batch, tfidf_N: Tensor, progress: float = 1.0) -> Tensor:
+        """Hidden vectors, (B, width). An empty document has the same vector whatever else is in the batch."""
+        ids, weights_N = self._read(batch, tfidf_N)
+        x_ND = EMBEDDING_SCALE * self.embedding(ids.values)
+        if self.position is not None:
+            x_ND = x_ND + self.position(ids.positions % self.config.positions)
+        if progress >= self.config.grow_after:
+            x_ND = self._attend(x_ND, ids, weights_N)
+        pooled_BD = x_ND.new_zeros(len(batch), x_ND.shape[1]).index_add(0, ids.rows, weights_N.unsqueeze(1) * x_ND)
+        hidden = relu(self.hidden(0.1 * self.norm(pooled_BD)))
+        return dropout(hidden, self.config.dropout, self.training)
+
+    def start_from(self, sample: Batch, idf_V: Tensor) -> None:
+        """Start the term vectors at V S of a truncated SVD of the sample's TF-IDF rows, each of unit length."""
+        vectors_VD = lsi_vectors(sample, idf_V, self.config.width)
+        with torch.no_grad():
+            self.embedding.weight.copy_(vectors_VD * (0.1 / vectors_VD.std().clamp(min=1e-12)))
+
+    def _read(self, batch: Batch, tfidf_N: Tensor) -> tuple[Ragged, Tensor]:
+        """The ids seen in this pass and their weights, which have unit length over each document."""
+        ids, weights_N = (batch.terms, tfidf_N) if self.position is None else (batch.tokens, None)
+        if self.training and self.config.term_dropout:
+            kept_N = torch.rand(len(ids.values), device=ids.values.device) >= self.config.term_dropout
+            ids, weights_N = ids.keep(kept_N), None if weights_N is None else weights_N[kept_N]
+        if weights_N is None:
+            weights_N = torch.ones_like(ids.values, dtype=self.norm.weight.dtype)
+        squares = weights_N.new_zeros(len(batch)).index_add(0, ids.rows, weights_N.square())
+        return ids, weights_N / squares.sqrt().clamp(min=1e-12)[ids.rows]
+
+    def _attend(self, x_ND: Tensor, ids: Ragged, weights_N: Tensor) -> Tensor:
+        if len(self.blocks) == 0 or len(x_ND) == 0:
+            return x_ND
+        segment_N, place_N, segments, longest = _segments(ids, self.config.segment)
+        x_GLD = x_ND.new_zeros(segments, longest, x_ND.shape[1]).index_put((segment_N, place_N), x_ND)
+        # log w on the logits lets a word draw attention in proportion to its weight; -inf hides padding.
+        bias_GL = x_ND.new_full((segments, longest), -torch.inf)
+        bias_GL = bias_GL.index_put((segment_N, place_N), weights_N.clamp(min=1e-6).log())
+        for block in self.blocks:
+            x_GLD = block(x_GLD, bias_GL[:, None, None, :])
+        return x_GLD[segment_N, place_N]
+
+
+def _segments(ids: Ragged, length: int) -> tuple[Tensor, Tensor, int, int]:
+    """For each id its segment and its place in it; then the number of segments and the longest one's length."""
+    per_document_B = torch.div(ids.lengths + length - 1, length, rounding_mode="floor")
+    first_B = per_document_B.cumsum(0) - per_document_B
+    segment_N = first_B[ids.rows] + torch.div(ids.positions, length, rounding_mode="floor")
+    return segment_N, ids.positions % length, int(per_document_B.sum()), min(length, int(ids.lengths.max()))

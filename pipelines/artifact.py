@@ -72,7 +72,7 @@ class Plan(Config):
 
     def differences(self, other: "Plan") -> list[str]:
         """What a reader needs to hear when two plans differ, one line a difference."""
-        ours, theirs = _flat(self.config), _flat(other.config)
+        ours, theirs = flat(self.config), flat(other.config)
         lines = [
             f"{key} was {ours.get(key)!r} and is now {theirs.get(key)!r}"
             for key in sorted(ours.keys() | theirs.keys())
@@ -243,6 +243,14 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted keys: {"a": {"b": 1}} becomes {"a.b": 1}."""
+    pairs: dict[str, Any] = {}
+    for key, value in config.items():
+        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return pairs
+
+
 def require_disk(path: Path, needed: int) -> None:
     """Raise Misuse unless the disk that holds `path` has `needed` bytes free."""
     while not path.exists():
@@ -331,13 +339,6 @@ def _read(path: Path, model: type[Model]) -> Model:
         return model.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise Damaged(f"{path} cannot be read as a {model.__name__.lower()}: {error.errors()[0]['msg']}") from error
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _flush(path: Path) -> None:

@@ -96,17 +96,17 @@ class VAE(nn.Module):
         encoder, decoder = self.config.encoder, self.config.decoder
         return getattr(encoder, "reads", "terms") == "tokens" or decoder.kind == "transformer"
 
-    def start_from(self, document_frequencies_V: Tensor, documents: int, sample: Batch) -> None:
+    def start_from(self, document_frequencies_V: Tensor, documents: int, sample: Batch | None = None) -> None:
         """Set what a first look at the corpus tells, before training.
 
         idf = ln(documents / df) + 1; the decoder's biases, from the words' shares; and the encoder's term vectors,
-        from a truncated SVD of the `sample`'s TF-IDF (HASHING section 6: this start is worth more than attention).
+        from a truncated SVD of the `sample`'s TF-IDF: on small corpora this start is worth more than attention.
         """
         frequencies = document_frequencies_V.double().clamp(min=1)
         self.idf.copy_((documents / frequencies).clamp(min=1).log() + 1)
         if isinstance(self.decoder, BagOfWordsDecoder):
             self.decoder.start_from(document_frequencies_V.double() * self.idf)
-        if isinstance(self.encoder, TransformerEncoder) and not self.reads_tokens:
+        if sample is not None and isinstance(self.encoder, TransformerEncoder) and self.encoder.position is None:
             self.encoder.start_from(sample, self.idf)
 
     def save_pretrained(self, folder: Path) -> None:

@@ -1,0 +1,199 @@
+"""pretrain: shards -> model. Ray Train places the workers and starts them again after one dies."""
+
+import json
+import logging
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import tokenizers
+
+from pipelines import artifact
+from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, record_part, replacing, require_disk
+from pipelines.progress import Progress, Silent
+from pipelines.scatter import cluster
+from pipelines.tracking import NoTracking, Tracker
+from pipelines.training import EXPORT, FAILURE, METRICS, Job, PretrainConfig, Schedule, train
+from vae_core.errors import LatentbitsError, Misuse
+from vae_core.model import CONFIG_FILE, WEIGHTS_FILE, Composition, VAEConfig
+
+RESTARTS = 3
+FROM_SHARDS = ("tokenizer.json", "vocabulary.parquet")
+
+
+def pretrain(
+    shards: Path,
+    out: Path,
+    model: Composition,
+    config: PretrainConfig,
+    *,
+    overwrite: bool = False,
+    progress: Progress = Silent(),
+    tracking: Tracker = NoTracking(),
+) -> Artifact:
+    """Train `model` on the shards artifact and write the model artifact to `out`.
+
+    Killed and called again, it goes on from the last checkpoint with the same order of documents.
+    Raises Misuse where the settings cannot be met, and LatentbitsError where training failed.
+    """
+    source = Artifact.open(shards, "shards")
+    settings = {"model": model.model_dump(mode="json"), "pretrain": _settings(config)}
+    plan = Plan(kind="model", config=settings, inputs=(source.as_input("shards"),))
+    draft = begin(out, plan, overwrite=overwrite)
+    if isinstance(draft, Artifact):
+        return draft
+    sized = _sized(model, source)
+    schedule = Schedule.of(config, source.manifest.statistics["documents"])
+    if not (draft.scratch / EXPORT).exists():
+        require_disk(out, needed=500_000_000)
+        tracking.params("pretrain", artifact.flat(settings))
+        _run(Job(source.path, draft.scratch, sized, config), schedule, progress, tracking)
+    parts = _collect(draft, source, schedule)
+    last = json.loads((draft.path / METRICS).read_text().splitlines()[-1])
+    kept = ("loss", "distortion", "rate", "active_units")
+    statistics = {"steps": schedule.steps, "documents": schedule.documents} | {name: last[name] for name in kept}
+    return draft.finish(parts, statistics, tracking.run_id("pretrain"))
+
+
+def _settings(config: PretrainConfig) -> dict[str, Any]:
+    """What decides the model: how often metrics and checkpoints are written does not."""
+    return config.model_dump(mode="json", exclude={"log_every", "checkpoint_every", "gpus"})
+
+
+def _sized(model: Composition, shards: Artifact) -> VAEConfig:
+    tokenizer = tokenizers.Tokenizer.from_file(str(shards.path / "tokenizer.json"))
+    terms = pq.read_metadata(shards.path / "vocabulary.parquet").num_rows
+    return VAEConfig(**model.model_dump(), terms=terms, tokens=tokenizer.get_vocab_size())
+
+
+def _run(job: Job, schedule: Schedule, progress: Progress, tracking: Tracker) -> None:
+    watcher = _Watcher(job.scratch / METRICS, schedule.steps, progress, tracking)
+    with cluster():
+        watcher.start()
+        try:
+            _fit(job)
+        finally:
+            watcher.stop()
+    if (job.scratch / FAILURE).exists():
+        reason = (job.scratch / FAILURE).read_text()
+        (job.scratch / FAILURE).unlink()
+        raise LatentbitsError(reason)
+
+
+def _fit(job: Job) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    cores = int(ray.cluster_resources().get("CPU", 1)) // job.config.workers
+    if cores < 1:
+        raise Misuse(f"pretrain.workers is {job.config.workers}, and the cluster has fewer cores than that")
+    scaling = ScalingConfig(
+        num_workers=job.config.workers, use_gpu=job.config.gpus, resources_per_worker={"CPU": cores}
+    )
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "threads": cores},
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(job.scratch.resolve() / "ray"),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _reason(error) from error
+
+
+def _worker(config: dict[str, Any]) -> None:
+    import torch
+
+    torch.set_num_threads(config["threads"])
+    train(config["job"])
+
+
+def _reason(error: Exception) -> LatentbitsError:
+    """What the first failed worker raised, in our words where it was one of ours."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    first = next(iter(failures.values()), error)
+    cause = getattr(first, "cause", None) or first
+    if isinstance(cause, LatentbitsError):
+        return type(cause)(*cause.args)
+    line = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
+    return LatentbitsError(f"training failed {RESTARTS + 1} times, the last time with: {line}")
+
+
+def _collect(draft: Draft, source: Artifact, schedule: Schedule) -> list[Part]:
+    """Put what training left, and what a model needs of the shards, in their places."""
+    export = draft.scratch / EXPORT
+    origins = {name: export / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    origins |= {name: source.path / name for name in FROM_SHARDS} | {METRICS: draft.scratch / METRICS}
+    parts = []
+    for name, origin in origins.items():
+        part = find_part(draft.path, name)
+        if part is None:
+            with replacing(draft.path / name) as temporary:
+                shutil.copyfile(origin, temporary)
+            part = record_part(draft.path, name, rows=0)
+        parts.append(part)
+    with replacing(draft.path / "README.md") as temporary:
+        temporary.write_text(_card(draft, source, schedule))
+    return [*parts, record_part(draft.path, "README.md", rows=0)]
+
+
+def _card(draft: Draft, source: Artifact, schedule: Schedule) -> str:
+    settings = json.dumps(draft.plan.config, indent=1)
+    return (
+        "# Text hashing model\n\n"
+        "Encodes a document into a binary code; opened by `vae_core.model.VAE.from_pretrained` and by\n"
+        "`latentbits encode`. `metrics.jsonl` holds the training curves.\n\n"
+        f"- documents: {source.manifest.statistics['documents']:,}, from shards `{source.fingerprint}`\n"
+        f"- steps: {schedule.steps:,}\n\n```json\n{settings}\n```\n"
+    )
+
+
+class _Watcher(threading.Thread):
+    """Carries the metrics that workers write to whoever watches, while the trainer runs."""
+
+    def __init__(self, path: Path, steps: int, progress: Progress, tracking: Tracker) -> None:
+        super().__init__(daemon=True)
+        self.path, self.steps, self.progress, self.tracking = path, steps, progress, tracking
+        self.done = self.offset = 0
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        self.progress.start("pretrain", self.steps, "steps")
+        while not self.stopped.wait(0.5):
+            self._carry()
+        self._carry()
+        self.progress.finish()
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.join()
+
+    def _carry(self) -> None:
+        if not self.path.exists():
+            return
+        if self.path.stat().st_size < self.offset:
+            self.offset = 0
+        with self.path.open() as file:
+            file.seek(self.offset)
+            while (line := file.readline()).endswith("\n"):
+                self._show(json.loads(line))
+                self.offset = file.tell()
+
+    def _show(self, record: dict[str, Any]) -> None:
+        step = record["step"] + 1
+        if step <= self.done:
+            return
+        note = f"loss {record['loss']:.1f} = {record['distortion']:.1f} + {record['beta']:.2f} x {record['rate']:.1f}"
+        self.progress.advance(step - self.done, f"{note}  {record['tokens_per_second']:,.0f} tokens/s")
+        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        self.tracking.log("pretrain", numbers, record["step"])
+        self.done = step

@@ -1,0 +1,101 @@
+"""Documents of a shards artifact as batches: memory-mapped, any rows in any order."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipelines.artifact import Artifact
+from vae_core.batch import Batch, Ragged
+from vae_core.errors import Damaged
+
+
+class Shards:
+    """All documents of a shards artifact under one row number, in shard order."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        parts = [batch for path in artifact.files(".arrow") for batch in record_batches(path)]
+        self._tokens = [_Lists.of(part.column("tokens")) for part in parts]
+        self._terms = [_Lists.of(part.column("term_ids")) for part in parts]
+        self._counts = [_Lists.of(part.column("term_counts")) for part in parts]
+        self._starts = np.concatenate([[0], np.cumsum([part.num_rows for part in parts])])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def batch(self, rows: NDArray[np.int64], *, tokens: bool) -> Batch:
+        """The documents at `rows`, in that order; without their tokens unless asked for."""
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        places = list(zip(parts.tolist(), (rows - self._starts[parts]).tolist(), strict=True))
+        return Batch(
+            tokens=_gather(self._tokens, places) if tokens else _nothing(len(rows)),
+            terms=(terms := _gather(self._terms, places)),
+            counts=_gather(self._counts, places).values.float() if len(terms.values) else torch.zeros(0),
+        )
+
+    def token_count(self, rows: NDArray[np.int64]) -> int:
+        """How many tokens the documents at `rows` have."""
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        places = zip(parts.tolist(), (rows - self._starts[parts]).tolist(), strict=True)
+        return sum(int(self._tokens[part].offsets[row + 1] - self._tokens[part].offsets[row]) for part, row in places)
+
+
+def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The record batches of a memory-mapped Arrow file. Raises Damaged where it cannot be read."""
+    try:
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        for number in range(file.num_record_batches):
+            yield file.get_batch(number)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise Damaged(f"{path} is not a readable Arrow file: {error}; run its stage with --overwrite") from error
+
+
+def batch_of(table: pa.Table | pa.RecordBatch, *, tokens: bool) -> Batch:
+    """The documents of a table in the shard schema, in order."""
+    if isinstance(table, pa.Table):
+        table = table.combine_chunks()
+    rows = table.num_rows
+    return Batch(
+        tokens=_Lists.of(_column(table, "tokens")).ragged() if tokens else _nothing(rows),
+        terms=_Lists.of(_column(table, "term_ids")).ragged(),
+        counts=_Lists.of(_column(table, "term_counts")).ragged().values.float(),
+    )
+
+
+class _Lists:
+    """An Arrow list column as two arrays, without a copy."""
+
+    def __init__(self, offsets: NDArray[np.int64], values: NDArray[np.unsignedinteger]) -> None:
+        self.offsets = offsets
+        self.values = values
+
+    @classmethod
+    def of(cls, column: pa.ListArray) -> "_Lists":
+        return cls(column.offsets.to_numpy(), column.values.to_numpy())
+
+    def ragged(self) -> Ragged:
+        first, last = (int(self.offsets[0]), int(self.offsets[-1])) if len(self.offsets) else (0, 0)
+        values = torch.from_numpy(self.values[first:last].astype(np.int64))
+        return Ragged(values, torch.from_numpy(self.offsets.astype(np.int64) - first))
+
+
+def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.ListArray:
+    column = table.column(name)
+    if isinstance(column, pa.ChunkedArray):
+        return column.chunk(0) if column.num_chunks else pa.array([], type=column.type)
+    return column
+
+
+def _gather(lists: list[_Lists], places: list[tuple[int, int]]) -> Ragged:
+    pieces = [lists[part].values[lists[part].offsets[row] : lists[part].offsets[row + 1]] for part, row in places]
+    lengths = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    values = np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, dtype=np.int64)
+    return Ragged(torch.from_numpy(values), torch.from_numpy(offsets))
+
+
+def _nothing(documents: int) -> Ragged:
+    return Ragged(torch.zeros(0, dtype=torch.long), torch.zeros(documents + 1, dtype=torch.long))

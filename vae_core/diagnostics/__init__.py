@@ -1,0 +1,1 @@
+"""Measures of what a model learned: whether its codes use their bits."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 RETRIES = 3
 """How often an item is tried again after the process or the node that held it died."""
+LONGEST_NAME = 200
 
 
 def scatter(
@@ -32,11 +34,16 @@ def scatter(
     with cluster():
         count = min(len(items), workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
         remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=RETRIES)(_Worker)
-        pool = ActorPool([remote.remote(make_worker) for _ in range(count)])
-        for item in items:
-            pool.submit(lambda actor, value: actor.run.remote(value), item)
-        while pool.has_next():
-            yield _reported(pool)
+        actors = [remote.remote(make_worker) for _ in range(count)]
+        try:
+            pool = ActorPool(actors)
+            for item in items:
+                pool.submit(lambda actor, value: actor.run.remote(value), item)
+            while pool.has_next():
+                yield _reported(pool)
+        finally:  # an error's traceback would keep them, and with them the cores that the next call waits for
+            for actor in actors:
+                ray.kill(actor)
 
 
 @contextmanager
@@ -57,24 +64,38 @@ def cluster() -> Iterator[None]:
 
 
 class _Worker:
-    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
-        self.work = make_worker()
+    """Runs in its own process. What the work raises is returned, since Ray would raise something else in its place."""
 
-    def run(self, item: Any) -> Any:
-        return self.work(item)
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
+        self.make_worker = make_worker
+        self.work: Callable[[Any], Any] | None = None
+
+    def run(self, item: Any) -> tuple[Any, LatentbitsError | None]:
+        try:
+            self.work = self.work or self.make_worker()
+            return self.work(item), None
+        except LatentbitsError as error:
+            return None, error
+        except Exception as error:  # whatever a worker raises, the caller is to hear of it in a form that pickles
+            wrapped = LatentbitsError(f"a worker failed on {_shortened(item)}: {type(error).__name__}: {error}")
+            wrapped.add_note(traceback.format_exc())
+            return None, wrapped
 
 
 def _reported(pool: Any) -> Any:
     import ray
 
     try:
-        return pool.get_next_unordered()
-    except ray.exceptions.RayTaskError as error:
-        cause = error.as_instanceof_cause()
-        if isinstance(cause, LatentbitsError):
-            raise type(cause)(*cause.args) from None
-        raise LatentbitsError(f"a worker failed: {type(cause).__name__}: {str(cause).strip()}") from error
-    except ray.exceptions.RayActorError as error:
+        result, error = pool.get_next_unordered()
+    except ray.exceptions.RayActorError as death:
         raise LatentbitsError(
-            f"a worker process died {RETRIES + 1} times on the same item, most often for lack of memory: {error}"
-        ) from error
+            f"a worker process died {RETRIES + 1} times on the same item, most often for lack of memory: {death}"
+        ) from death
+    if error is not None:
+        raise error
+    return result
+
+
+def _shortened(item: Any) -> str:
+    words = repr(item)
+    return words if len(words) <= LONGEST_NAME else f"{words[:LONGEST_NAME]}..."

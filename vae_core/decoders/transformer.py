@@ -43,7 +43,8 @@ class TransformerDecoder(nn.Module):
     def __init__(self, config: TransformerDecoderConfig, latent_width: int, vocabulary: int) -> None:
         super().__init__()
         self.config = config
-        self.begin, self.end, self.hidden = vocabulary, vocabulary + 1, vocabulary + 2
+        # Only words and the end are ever predicted, so they come first: what is read but not written has no logit.
+        self.end, self.begin, self.hidden = vocabulary, vocabulary + 1, vocabulary + 2
         self.embedding = nn.Embedding(vocabulary + 3, config.width)
         self.position = nn.Embedding(config.positions, config.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -53,7 +54,7 @@ class TransformerDecoder(nn.Module):
         self.to_embedding = nn.Linear(latent_width, config.width, bias=False) if config.embedding else None
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, vocabulary + 3)
+        self.output = nn.Linear(config.width, vocabulary + 1)
 
     def forward(self, batch: Batch, tfidf_N: Tensor, z_SBK: Tensor) -> Tensor:
         """log p(x | z) in nats, summed over tokens, (S, B)."""
@@ -66,7 +67,7 @@ class TransformerDecoder(nn.Module):
         return -nll_MT.sum(dim=1).unflatten(0, (samples, -1))
 
     def logits(self, inputs_MT: Tensor, z_MK: Tensor) -> Tensor:
-        """Next-token logits at every position, (M, T, V + 3)."""
+        """Logits of the next token, or of the end, at every position, (M, T, V + 1)."""
         length = inputs_MT.shape[1]
         x_MTD = self.embedding(inputs_MT) + self.position(torch.arange(length, device=inputs_MT.device))
         if self.to_embedding is not None:

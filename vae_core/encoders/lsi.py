@@ -20,6 +20,8 @@ def lsi_vectors(documents: Batch, idf_V: Tensor, dimensions: int) -> Tensor:
     matrix = torch.sparse_coo_tensor(indices, documents.tfidf(idf_V), size, check_invariants=False)
     kept = min(dimensions, *size)
     _, singular, right_VD = torch.svd_lowrank(matrix, q=kept, niter=ITERATIONS)
-    vectors_VD = right_VD * singular
+    # Rounding leaves a speck in the rows of terms that do not occur, which must not grow to unit length.
+    occurs_V = singular.new_zeros(len(idf_V)).index_fill(0, terms.values, 1.0)
+    vectors_VD = right_VD * singular * occurs_V.unsqueeze(1)
     vectors_VD = vectors_VD / vectors_VD.norm(dim=1, keepdim=True).clamp(min=1e-9)
     return torch.cat([vectors_VD, vectors_VD.new_zeros(len(idf_V), dimensions - kept)], dim=1)

@@ -1,0 +1,230 @@
+"""Encoders against one document at a time, attention written out, and the SVDs of NumPy and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from documents import EMPTY, Document, batch_of, counts_matrix, random_documents, shaken
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfTransformer
+from torch import Tensor
+from torch.nn.functional import gelu, relu
+
+from vae_core.attention import Block
+from vae_core.encoders import BagOfWordsEncoderConfig, Encoder, EncoderConfig, TransformerEncoderConfig, build_encoder
+from vae_core.encoders.lsi import lsi_vectors
+from vae_core.encoders.transformer import TransformerEncoder
+
+TERMS, TOKENS = 40, 30
+SMALL = {"width": 16, "layers": 2, "heads": 2, "hidden": 12, "segment": 8, "positions": 16}
+READS_TERMS = TransformerEncoderConfig(**SMALL, reads="terms")
+READS_TOKENS = TransformerEncoderConfig(**SMALL, reads="tokens")
+BAG_OF_WORDS = BagOfWordsEncoderConfig(width=12)
+every_encoder = pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS, BAG_OF_WORDS])
+
+SHORT = random_documents(6, terms=TERMS, tokens=TOKENS, longest=8)
+LONG = random_documents(6, terms=TERMS, tokens=TOKENS, longest=35, seed=3)
+IDF = torch.linspace(1, 3, TERMS)
+
+
+def encoder_of(config: EncoderConfig) -> Encoder:
+    torch.manual_seed(4)
+    return shaken(build_encoder(config, terms=TERMS, tokens=TOKENS), size=0.1).eval()
+
+
+def encode(encoder: Encoder, documents: list[Document], progress: float = 1.0) -> Tensor:
+    batch = batch_of(documents)
+    return encoder(batch, batch.tfidf(IDF), progress)
+
+
+@every_encoder
+def test_a_document_is_the_same_alone_and_in_any_batch(config: EncoderConfig) -> None:
+    encoder, documents = encoder_of(config), [EMPTY, *SHORT, EMPTY, *LONG, EMPTY]
+    together = encode(encoder, documents)
+    alone = torch.cat([encode(encoder, [document]) for document in documents])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encode(encoder, documents[::-1]).flip(0), together, atol=1e-5, rtol=1e-5)
+    assert together[1:7].std(dim=0).max() > 0.01
+
+
+@every_encoder
+def test_empty_documents_are_finite_and_all_the_same(config: EncoderConfig) -> None:
+    features = encode(encoder_of(config), [EMPTY, SHORT[0], EMPTY])
+    assert features.isfinite().all()
+    assert torch.equal(features[0], features[2])
+
+
+def backwards(document: Document) -> Document:
+    return Document(dict(reversed(document.counts.items())), document.tokens[::-1])
+
+
+@pytest.mark.parametrize("config", [READS_TERMS, BAG_OF_WORDS])
+def test_the_order_of_terms_does_not_matter(config: EncoderConfig) -> None:
+    encoder = encoder_of(config)
+    reordered = encode(encoder, [backwards(document) for document in SHORT])
+    torch.testing.assert_close(reordered, encode(encoder, SHORT), atol=1e-5, rtol=1e-5)
+
+
+def test_the_order_of_tokens_matters() -> None:
+    encoder, document = encoder_of(READS_TOKENS), Document({}, (1, 2, 3, 4))
+    assert (encode(encoder, [backwards(document)]) - encode(encoder, [document])).abs().max() > 1e-3
+
+
+@every_encoder
+def test_gradient_reaches_every_parameter(config: EncoderConfig) -> None:
+    encoder = encoder_of(config)
+    encode(encoder, [*SHORT, *LONG]).square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("memory", [None, torch.randn(3, 2, 16)])
+def test_a_fresh_block_is_the_identity(memory: Tensor | None) -> None:
+    x = torch.randn(3, 5, 16)
+    slots = 0 if memory is None else 2
+    assert torch.equal(Block(16, heads=2)(x, torch.zeros(5, slots + 5), memory), x)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="width 16 cannot be divided among 3 heads"):
+        Block(16, heads=3)
+
+
+def block_written_out(block: Block, x_TD: Tensor, weights_T: Tensor) -> Tensor:
+    """The block over one sequence, head by head and with the softmax spelled out."""
+    query, key, value = block.attention.queries_keys_values(block.attention_norm(x_TD)).chunk(3, dim=1)
+    size, heads = query.shape[1] // block.attention.heads, []
+    for start in range(0, query.shape[1], size):
+        head = slice(start, start + size)
+        attention_TT = weights_T * (query[:, head] @ key[:, head].T / size**0.5).exp()
+        heads.append(attention_TT / attention_TT.sum(dim=1, keepdim=True) @ value[:, head])
+    x_TD = x_TD + block.attention.output(torch.cat(heads, dim=1))
+    return x_TD + block.narrow(gelu(block.widen(block.wide_norm(x_TD))))
+
+
+def document_written_out(encoder: TransformerEncoder, document: Document) -> Tensor:
+    """The encoder over one document, segment by segment."""
+    if encoder.position is None:
+        ids = torch.tensor(list(document.counts))
+        weights = batch_of([document]).tfidf(IDF)
+    else:
+        ids = torch.tensor(document.tokens)
+        weights = torch.full((len(ids),), len(ids) ** -0.5)
+    x = 10 * encoder.embedding(ids)
+    if encoder.position is not None:
+        x = x + torch.stack([encoder.position.weight[place % 16] for place in range(len(ids))])
+    segments = []
+    for segment, segment_weights in zip(x.split(8), weights.split(8), strict=True):
+        for block in encoder.blocks:
+            segment = block_written_out(block, segment, segment_weights)
+        segments.append(segment)
+    pooled = (weights.unsqueeze(1) * torch.cat(segments)).sum(dim=0)
+    return relu(encoder.hidden(0.1 * encoder.norm(pooled)))
+
+
+@pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS])
+def test_long_documents_are_attended_to_in_segments(config: TransformerEncoderConfig) -> None:
+    encoder = encoder_of(config)
+    assert max(len(document.counts) for document in LONG) > 3 * config.segment
+    assert max(len(document.tokens) for document in LONG) > config.positions
+    expected = torch.stack([document_written_out(encoder, document) for document in LONG])
+    torch.testing.assert_close(encode(encoder, LONG), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_bag_of_words_is_a_layer_over_the_tfidf_row() -> None:
+    encoder = encoder_of(BAG_OF_WORDS)
+    batch = batch_of(LONG)
+    rows = torch.zeros(len(LONG), TERMS).index_put((batch.terms.rows, batch.terms.values), batch.tfidf(IDF))
+    expected = relu(rows @ encoder.weights.weight + encoder.bias.values)
+    torch.testing.assert_close(encode(encoder, LONG), expected)
+
+
+@every_encoder
+def test_dropout_happens_in_training_only(config: EncoderConfig) -> None:
+    encoder = encoder_of(config)
+    assert torch.equal(encode(encoder, LONG), encode(encoder, LONG))
+    encoder.train()
+    assert not torch.equal(encode(encoder, LONG), encode(encoder, LONG))
+
+
+@pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS])
+def test_blocks_join_when_their_share_of_training_is_done(config: TransformerEncoderConfig) -> None:
+    encoder = encoder_of(config.model_copy(update={"grow_after": 0.5}))
+    early, late = encode(encoder, LONG, progress=0.49), encode(encoder, LONG, progress=0.5)
+    assert torch.equal(late, encode(encoder, LONG))
+    encoder.blocks = torch.nn.ModuleList()
+    assert torch.equal(early, encode(encoder, LONG))
+    assert (early - late).abs().max() > 0.01
+
+
+def sklearn_tfidf(documents: list[Document]) -> tuple[np.ndarray, Tensor]:
+    """The TF-IDF matrix and the idf, where a term that does not occur counts as one that occurs once."""
+    counts = counts_matrix(documents, TERMS).numpy()
+    transformer = TfidfTransformer(sublinear_tf=True, smooth_idf=False).fit(np.vstack([counts, counts.sum(0) == 0]))
+    return transformer.transform(counts).toarray(), torch.from_numpy(transformer.idf_)
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 1e-9, lengths, 1)
+
+
+def up_to_sign(vectors: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    return vectors * np.sign((vectors * reference).sum(axis=0))
+
+
+@pytest.mark.parametrize("number", [20, 90])
+def test_all_lsi_vectors_are_those_of_numpys_svd(number: int) -> None:
+    documents = random_documents(number, terms=TERMS, seed=7)
+    matrix, idf = sklearn_tfidf(documents)
+    kept = min(number, TERMS)
+    vectors = lsi_vectors(batch_of(documents), idf, kept).numpy()
+    _, singular, right = np.linalg.svd(matrix, full_matrices=False)
+    expected = unit_rows(right.T * singular)
+    np.testing.assert_allclose(up_to_sign(vectors, expected), expected, atol=1e-7)
+
+
+def test_leading_lsi_vectors_are_those_of_scikit_learns_truncated_svd() -> None:
+    """Four documents, each repeated a number of times: the matrix has rank four and its singular values differ."""
+    documents = [
+        document
+        for document, times in zip(random_documents(4, longest=TERMS, seed=8), (9, 6, 4, 2), strict=True)
+        for _ in range(times)
+    ]
+    matrix, idf = sklearn_tfidf(documents)
+    vectors = lsi_vectors(batch_of(documents), idf, 4).numpy()
+    reference = TruncatedSVD(4, algorithm="arpack", random_state=0).fit(matrix)
+    expected = unit_rows(reference.components_.T * reference.singular_values_)
+    np.testing.assert_allclose(up_to_sign(vectors, expected), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("number", [10, 500])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_lsi_vectors_have_unit_length_and_terms_that_do_not_occur_have_none(
+    number: int, precision: torch.dtype
+) -> None:
+    documents = random_documents(number, terms=15, longest=5)
+    occurring = counts_matrix(documents, TERMS).any(dim=0)
+    torch.manual_seed(0)
+    vectors = lsi_vectors(batch_of(documents), torch.ones(TERMS, dtype=precision), 32)
+    expected = occurring.to(precision)
+    torch.testing.assert_close(vectors.norm(dim=1), expected, atol=1e-5, rtol=0)
+
+
+def test_dimensions_that_the_matrix_lacks_are_zero() -> None:
+    vectors = lsi_vectors(batch_of(random_documents(5)), torch.ones(TERMS), 16)
+    assert vectors.shape == (TERMS, 16)
+    assert not vectors[:, 5:].any()
+    assert vectors[:, :5].any(dim=0).all()
+
+
+def test_term_vectors_start_at_the_directions_of_lsi() -> None:
+    documents = random_documents(90, seed=9)
+    config = READS_TERMS.model_copy(update={"width": TERMS})
+    encoder = encoder_of(config)
+    matrix, idf = sklearn_tfidf(documents)
+    encoder.start_from(batch_of(documents), idf)
+    _, singular, right = np.linalg.svd(matrix, full_matrices=False)
+    directions, vectors = unit_rows(right.T * singular), encoder.embedding.weight.detach().numpy()
+    np.testing.assert_allclose(unit_rows(vectors) @ unit_rows(vectors).T, directions @ directions.T, atol=1e-5)
+    assert float(10 * encoder.embedding.weight.detach().std()) == pytest.approx(1, rel=1e-5)

@@ -1,0 +1,197 @@
+"""Search against a plain sort of every document's score."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.artifact import Artifact, Draft, Plan, begin, record_part
+from pipelines.index import IndexConfig, index
+from pipelines.search import Index, Rank, hits, nearest_codes, require_model
+from vae_core.codes import PackedCodes, log_odds_scores
+from vae_core.errors import Damaged, Misuse, Stale
+
+
+def write_codes(folder: Path, codes: np.ndarray, *, files: int = 1, labels: list[list[str]] | None = None) -> Artifact:
+    """A codes artifact as the encode stage writes it, the rows spread over `files` parquet files."""
+    draft = begin(folder, Plan(kind="codes", config={"seed": int(codes.sum())}, inputs=()))
+    assert isinstance(draft, Draft)
+    facts = {b"bits": b"%d" % (8 * codes.shape[1]), b"bit_order": b"little", b"model": b"cafe", b"source": b"test"}
+    parts = []
+    for number, rows in enumerate(np.array_split(np.arange(len(codes)), files)):
+        table = pa.table(
+            {
+                "id": [f"d{row}" for row in rows],
+                "code": pa.array([codes[row].tobytes() for row in rows], pa.binary(codes.shape[1])),
+                "component": pa.array(rows % 3, pa.uint16()),
+                "confidence": pa.array(np.full(len(rows), 0.75), pa.float32()),
+                "labels": pa.array([labels[row] if labels else [] for row in rows], pa.list_(pa.string())),
+                "text": [f"text {row}" for row in rows],
+                "metadata": pa.array([{"year": int(row)} for row in rows], pa.struct([("year", pa.int64())])),
+            }
+        ).replace_schema_metadata(facts)
+        pq.write_table(table, draft.path / f"part-{number:05d}.parquet", row_group_size=max(5, len(codes) // 40))
+        parts.append(record_part(draft.path, f"part-{number:05d}.parquet", len(rows)))
+    return draft.finish(parts, {"documents": len(codes)})
+
+
+def build(folder: Path, codes: np.ndarray, *, segment_documents: int = 5_000_000, files: int = 1) -> Index:
+    write_codes(folder / "codes", codes, files=files)
+    index(folder / "codes", folder / "index", IndexConfig(segment_documents=segment_documents))
+    return Index.open(folder / "index")
+
+
+def bits_of(codes: np.ndarray) -> np.ndarray:
+    return np.unpackbits(codes, axis=1, bitorder="little").astype(np.float64)
+
+
+def sorted_by(scores: np.ndarray, k: int) -> np.ndarray:
+    """Rows by (better score, lower row), padded with -1: numpy's stable sort keeps the order of equals."""
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.pad(rows, ((0, 0), (0, k - rows.shape[1])), constant_values=-1)
+
+
+def brute_force(codes: np.ndarray, log_odds: np.ndarray, k: int, rank: Rank) -> np.ndarray:
+    if rank == "hamming":
+        return sorted_by(-(bits_of(codes)[None] != (log_odds > 0)[:, None]).sum(axis=2), k)
+    return sorted_by(np.clip(log_odds, -10, 10).astype(np.float64) @ bits_of(codes).T, k)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    documents=st.integers(1, 90),
+    width=st.integers(1, 3),
+    used=st.sampled_from([1, 3, 255]),
+    segment=st.integers(7, 100),
+    k=st.integers(1, 100),
+    rank=st.sampled_from(["log-odds", "hamming"]),
+)
+def test_search_is_a_stable_sort_of_all_documents_by_score(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    documents: int,
+    width: int,
+    used: int,
+    segment: int,
+    k: int,
+    rank: Rank,
+) -> None:
+    """Few bits in use and log-odds in eighths make ties common, within a segment, across segments, at the cut-off."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 256, (documents, width), dtype=np.uint8) & np.uint8(used)
+    log_odds = (random.integers(-100, 101, (3, 8 * width)) / 8).astype(np.float32)
+    opened = build(tmp_path_factory.mktemp("run"), codes, segment_documents=segment, files=2)
+    np.testing.assert_array_equal(opened.search(log_odds, k, rank).rows, brute_force(codes, log_odds, k, rank))
+
+
+def test_scores_of_real_log_odds_are_ranked_exactly_where_float32_cannot_tell_them_apart(tmp_path: Path) -> None:
+    """Every code is there about three times, and 256 codes at a time differ only in bits worth less than 1e-5."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 256, (200_000, 2), dtype=np.uint8)
+    log_odds = random.normal(size=(4, 16)).astype(np.float32)
+    log_odds[:, 8:] *= 2.0**-20
+    result = build(tmp_path, codes, segment_documents=120_000).search(log_odds, 50)
+    np.testing.assert_array_equal(result.rows, brute_force(codes, log_odds, 50, "log-odds"))
+
+
+def test_scores_are_the_log_probability_of_the_code_and_distances_are_hamming(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    codes = random.integers(0, 256, (40, 4), dtype=np.uint8)
+    log_odds = random.normal(scale=8, size=(5, 32)).astype(np.float32)
+    opened = build(tmp_path, codes, segment_documents=16)
+    by_log_odds, by_hamming = opened.search(log_odds, 40), opened.search(log_odds, 40, "hamming")
+    scores = log_odds_scores(torch.from_numpy(log_odds).double(), PackedCodes(torch.from_numpy(codes))).numpy()
+    distances = (bits_of(codes)[None] != (log_odds > 0)[:, None]).sum(axis=2)
+    np.testing.assert_allclose(by_log_odds.scores, np.take_along_axis(scores, by_log_odds.rows, axis=1), rtol=1e-6)
+    for result in (by_log_odds, by_hamming):
+        np.testing.assert_array_equal(result.distances, np.take_along_axis(distances, result.rows, axis=1))
+    np.testing.assert_array_equal(by_hamming.scores, -by_hamming.distances)
+
+
+def test_infinite_log_odds_count_as_the_largest(tmp_path: Path) -> None:
+    codes = np.arange(64, dtype=np.uint8)[:, None]
+    opened = build(tmp_path, codes)
+    infinite = np.array([[np.inf, -np.inf, 3, 0, 0, 0, 0, 0]], np.float32)
+    clamped = np.array([[10, -10, 3, 0, 0, 0, 0, 0]], np.float32)
+    np.testing.assert_array_equal(opened.search(infinite, 9).rows, opened.search(clamped, 9).rows)
+    assert np.isfinite(opened.search(infinite, 9).scores).all()
+
+
+def test_places_that_no_document_fills_have_row_minus_one(tmp_path: Path) -> None:
+    opened = build(tmp_path, np.arange(3, dtype=np.uint8)[:, None])
+    for rank in ("log-odds", "hamming"):
+        result = opened.search(np.ones((2, 8), np.float32), 5, rank)
+        assert (result.rows[:, 3:] == -1).all()
+        assert (result.rows[:, :3] >= 0).all()
+        assert [len(answer) for answer in hits(opened, result)] == [3, 3]
+
+
+def test_an_index_of_nothing_answers_with_nothing(tmp_path: Path) -> None:
+    opened = build(tmp_path, np.empty((0, 2), np.uint8))
+    assert len(opened) == 0
+    assert opened.bits == 16
+    for rank in ("log-odds", "hamming"):
+        assert hits(opened, opened.search(np.ones((1, 16), np.float32), 5, rank)) == [[]]
+
+
+def test_hits_carry_the_document(tmp_path: Path) -> None:
+    codes = np.arange(30, dtype=np.uint8)[:, None]
+    opened = build(tmp_path, codes, segment_documents=8, files=3)
+    query = np.where(bits_of(codes[17:18]) > 0, 4.0, -4.0).astype(np.float32)
+    (answer,) = hits(opened, opened.search(query, 2))
+    assert answer[0] == {
+        "id": "d17",
+        "score": pytest.approx(-8 * np.log1p(np.exp(-4.0))),
+        "distance": 0,
+        "text": "text 17",
+        "labels": [],
+        "component": 17 % 3,
+        "metadata": {"year": 17},
+    }
+    assert [document["id"] for document in opened.documents(np.array([29, 0, 8]))] == ["d29", "d0", "d8"]
+
+
+def test_a_query_of_another_width_is_refused_with_both_widths(tmp_path: Path) -> None:
+    opened = build(tmp_path, np.zeros((3, 4), np.uint8))
+    with pytest.raises(ValueError, match="index holds 32-bit codes, query has 16"):
+        opened.search(np.zeros((1, 16), np.float32), 1)
+    with pytest.raises(ValueError, match=r"must be \(queries, bits\), got shape \(32,\)"):
+        opened.search(np.zeros(32, np.float32), 1)
+    with pytest.raises(ValueError, match="query 1 are not numbers"):
+        opened.search(np.array([[0.0] * 32, [np.nan] * 32], np.float32), 1)
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        opened.search(np.zeros((1, 32), np.float32), 0)
+
+
+def test_a_model_that_did_not_make_the_codes_is_refused(tmp_path: Path) -> None:
+    opened = build(tmp_path, np.zeros((3, 4), np.uint8))
+    require_model(opened, "cafe")
+    with pytest.raises(Stale, match="codes of the model cafe and this model is f00d"):
+        require_model(opened, "f00d")
+
+
+def test_an_index_whose_codes_are_gone_asks_for_the_model(tmp_path: Path) -> None:
+    opened = build(tmp_path, np.zeros((3, 4), np.uint8))
+    (tmp_path / "codes").rename(tmp_path / "elsewhere")
+    with pytest.raises(Misuse, match="--model"):
+        opened.model_path()
+
+
+def test_a_truncated_segment_is_named(tmp_path: Path) -> None:
+    build(tmp_path, np.zeros((100, 4), np.uint8))
+    file = tmp_path / "index" / "segments" / "00000" / "codes.faiss"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(Damaged, match=r"segments/00000/codes\.faiss"):
+        Index.open(tmp_path / "index")
+
+
+def test_nearest_codes_break_ties_by_row() -> None:
+    codes = np.random.default_rng(3).integers(0, 4, (60, 1), dtype=np.uint8)
+    expected = sorted_by(-(bits_of(codes)[None] != bits_of(codes[:9])[:, None]).sum(axis=2), 20)
+    np.testing.assert_array_equal(nearest_codes(codes, codes[:9], 20), expected)

@@ -72,7 +72,7 @@ class Plan(Config):
 
     def differences(self, other: "Plan") -> list[str]:
         """What a reader needs to hear when two plans differ, one line a difference."""
-        ours, theirs = flat(self.config), flat(other.config)
+        ours, theirs = (flat(json.loads(json.dumps(plan.config))) for plan in (self, other))
         lines = [
             f"{key} was {ours.get(key)!r} and is now {theirs.get(key)!r}"
             for key in sorted(ours.keys() | theirs.keys())
@@ -85,7 +85,7 @@ class Plan(Config):
         lines += [f"input {name} has changed" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
         if self.format_version != other.format_version:
             lines.append(f"format version was {self.format_version} and is now {other.format_version}")
-        return lines
+        return lines or ["its inputs had another order"]
 
 
 class Manifest(Plan):
@@ -175,6 +175,8 @@ class Draft:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             tracking_run=tracking_run,
         )
+        for left_by_a_kill in self.path.rglob(".*.tmp"):
+            left_by_a_kill.unlink(missing_ok=True)
         write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
         shutil.rmtree(self.scratch, ignore_errors=True)
         if self.path != self.target:
@@ -185,7 +187,8 @@ class Draft:
 def begin(path: Path, plan: Plan, *, overwrite: bool = False) -> Artifact | Draft:
     """The artifact that `plan` describes if `path` holds it already, else a draft in which to make it.
 
-    With `overwrite`, an artifact of another plan stays as it is until the new one is complete.
+    With `overwrite`, an artifact of another plan stays as it is until the new one is complete, and of the artifact
+    of this plan every byte is checked, so that damaged parts are made again.
     Raises Stale where `path` holds, or began, an artifact of another plan, and Misuse where it holds something else.
     """
     _finish_swap(path)
@@ -193,10 +196,13 @@ def begin(path: Path, plan: Plan, *, overwrite: bool = False) -> Artifact | Draf
         raise Misuse(f"{path} is a file; give a folder to write {plan.kind} to")
     found = _found(path)
     if isinstance(found, Manifest) and found.fingerprint == plan.fingerprint:
-        return _reopen(path, plan, found) if _missing_parts(path, found) else Artifact(path, found)
+        if any(_part_damage(path, part, thorough=overwrite) for part in found.parts):
+            return _reopen(path, plan, found)
+        shutil.rmtree(path / UNFINISHED, ignore_errors=True)
+        return Artifact(path, found)
     if found is not None and found.fingerprint != plan.fingerprint and not overwrite:
         raise _stale(path, found, plan)
-    if found is None and path.exists() and any(path.iterdir()):
+    if found is None and path.exists() and any(item.name != UNFINISHED for item in path.iterdir()):
         raise Misuse(f"{path} holds files that latentbits did not write; give an empty or a new folder")
     return _draft(path, plan, beside=isinstance(found, Manifest))
 
@@ -247,7 +253,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings with dotted keys: {"a": {"b": 1}} becomes {"a.b": 1}."""
     pairs: dict[str, Any] = {}
     for key, value in config.items():
-        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return pairs
 
 
@@ -271,13 +277,24 @@ def _found(path: Path) -> Plan | None:
 
 
 def _draft(path: Path, plan: Plan, *, beside: bool) -> Draft:
-    place = path.with_name(f"{path.name}.new") if beside else path
+    place = _beside(path, "new") if beside else path
     known = _found(place)
     if known is not None and known.fingerprint != plan.fingerprint:
-        shutil.rmtree(place)
+        _discard(place)
     (place / UNFINISHED).mkdir(parents=True, exist_ok=True)
     write_text(place / UNFINISHED / "plan.json", plan.model_dump_json(indent=1))
     return Draft(place, path, plan)
+
+
+def _discard(folder: Path) -> None:
+    """Delete an unfinished artifact, its plan last: none of its parts may be left for another plan after a kill."""
+    scratch = folder / UNFINISHED
+    for item in [*folder.iterdir(), *scratch.iterdir()]:
+        if item.is_dir() and item != scratch:
+            shutil.rmtree(item)
+        elif item not in (scratch, scratch / "plan.json"):
+            item.unlink()
+    (scratch / "plan.json").unlink()
 
 
 def _reopen(path: Path, plan: Plan, manifest: Manifest) -> Draft:
@@ -290,9 +307,15 @@ def _reopen(path: Path, plan: Plan, manifest: Manifest) -> Draft:
     return Draft(path, path, plan)
 
 
+def _beside(path: Path, state: str) -> Path:
+    """Where the artifact's other `state` lies: on the same disk, under a name that nobody gives to a folder."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(f".{real.name}.{state}")
+
+
 def _finish_swap(path: Path) -> None:
-    """Put a complete `PATH.new` in the place of `PATH`; also finishes a swap that was killed half-way."""
-    new, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
+    """Put a complete new artifact in the place of the one at `path`; also finishes a swap that was killed half-way."""
+    path, new, old = Path(os.path.realpath(path)), _beside(path, "new"), _beside(path, "old")
     if (new / MANIFEST).exists():
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -306,6 +329,8 @@ def _not_whole(path: Path) -> Misuse:
     if (path / UNFINISHED / "plan.json").exists():
         kind = _read(path / UNFINISHED / "plan.json", Plan).kind
         return Unfinished(f"{path} holds unfinished {kind}; run the same command again to finish it")
+    if (path / UNFINISHED).is_dir():
+        return Unfinished(f"{path} was begun, and nothing is in it yet; run the same command again to finish it")
     return Misuse(f"{path} has no {MANIFEST}: it is not a latentbits artifact")
 
 
@@ -317,21 +342,18 @@ def _stale(path: Path, found: Plan, plan: Plan) -> Stale:
     return Stale(f"{path} {state} from something else:\n  {reasons}\ngive another --out, or --overwrite to replace it")
 
 
-def _missing_parts(path: Path, manifest: Manifest) -> list[str]:
-    def whole(part: Part) -> bool:
-        file = path / part.name
-        return file.exists() and file.stat().st_size == part.bytes
-
-    return [part.name for part in manifest.parts if not whole(part)]
-
-
-def _part_damage(folder: Path, part: Part) -> str | None:
+def _part_damage(folder: Path, part: Part, *, thorough: bool = True) -> str | None:
+    """What is wrong with a part's file; without `thorough`, its bytes are counted and not read."""
     path = folder / part.name
     if not path.exists():
         return "is missing"
     if path.stat().st_size != part.bytes:
         return f"has {path.stat().st_size} bytes and was written with {part.bytes}"
-    return None if checksum(path) == part.checksum else "has other bytes than were written (its checksum differs)"
+    return (
+        None
+        if not thorough or checksum(path) == part.checksum
+        else "has other bytes than were written (its checksum differs)"
+    )
 
 
 def _read(path: Path, model: type[Model]) -> Model:

@@ -45,8 +45,11 @@ class Tracker(Protocol):
     def run_id(self, stage: str) -> str | None:
         """The stage's MLflow run; None before anything of the stage was sent."""
 
-    def close(self, timeout: float) -> int:
-        """Wait at most `timeout` seconds for the rest to be sent; returns the number of records that were not."""
+    def close(self, timeout: float, *, failed: bool = False) -> int:
+        """Wait at most `timeout` seconds for the rest to be sent; returns the number of records that were not.
+
+        The runs end as FINISHED, or with `failed` as FAILED.
+        """
 
 
 class NoTracking:
@@ -67,8 +70,8 @@ class NoTracking:
     def run_id(self, stage: str) -> None:
         del stage
 
-    def close(self, timeout: float) -> int:
-        del timeout
+    def close(self, timeout: float, *, failed: bool = False) -> int:
+        del timeout, failed
         return 0
 
 
@@ -109,9 +112,9 @@ class Tracking:
         run = self._sender.sent.runs.get(stage)
         return run.id if run else None
 
-    def close(self, timeout: float) -> int:
+    def close(self, timeout: float, *, failed: bool = False) -> int:
         if self._used:
-            self._append({"end": "FINISHED"})
+            self._append({"end": "FAILED" if failed else "FINISHED"})
         return self._sender.close(timeout)
 
     def _append(self, record: dict[str, Any]) -> None:

@@ -177,6 +177,13 @@ def test_a_stage_that_is_run_again_with_other_params_gets_a_run_of_its_own(uri: 
     ]
 
 
+def test_a_run_that_failed_is_marked_as_failed(uri: str, tmp_path: Path) -> None:
+    tracking = start(uri, tmp_path)
+    tracking.log("pretrain", {"loss": 1.0}, 0)
+    assert tracking.close(PATIENCE_S, failed=True) == 0
+    assert {run.info.status for run in runs(uri).values()} == {"FAILED"}
+
+
 def test_a_line_that_a_kill_tore_is_passed_over(uri: str, tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir()
     (tmp_path / "spool" / RECORDS).write_text('{"time": 1, "stage": "pretr')

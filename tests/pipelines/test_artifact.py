@@ -359,6 +359,24 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(tmp_path: P
         require_disk(tmp_path / "not" / "there" / "yet", 1 << 60)
 
 
+@pytest.mark.parametrize("suffix", ["old", "new"])
+def test_a_neighbour_that_is_called_old_or_new_is_not_touched(tmp_path: Path, suffix: str) -> None:
+    make(tmp_path / f"shards.{suffix}", "mno")
+    make(tmp_path / "shards", "abc")
+    make(tmp_path / "shards", "xyz", overwrite=True)
+    assert letters_of(Artifact.open(tmp_path / "shards")) == "xyz"
+    assert letters_of(Artifact.open(tmp_path / f"shards.{suffix}")) == "mno"
+
+
+def test_overwriting_through_a_link_replaces_what_the_link_points_to(tmp_path: Path) -> None:
+    make(tmp_path / "disk" / "shards", "abc")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "shards")
+    make(tmp_path / "link", "xyz", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert letters_of(Artifact.open(tmp_path / "link")) == letters_of(Artifact.open(tmp_path / "disk" / "shards"))
+    assert letters_of(Artifact.open(tmp_path / "link")) == "xyz"
+
+
 if __name__ == "__main__":
     place, name, look = sys.argv[1:]
     (chosen,) = (before for before in BEFORE if before.__name__ == name)

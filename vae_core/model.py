@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import Field, ValidationError
@@ -37,8 +37,7 @@ class VAEConfig(Composition):
     tokens: int = Field(ge=1)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Terms:
+class Terms(NamedTuple):
     """The parts of the ELBO: log p(x | z) (S, B), the KL by group (B, G), both in nats; samples and posterior."""
 
     log_px: Tensor

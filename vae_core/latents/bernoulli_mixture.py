@@ -1,11 +1,11 @@
 """Bits whose prior is a mixture of Bernoulli components (Dong et al. 2019, arXiv 1908.11078).
 
 Generative: c ~ Cat(pi), z_i | c ~ Bernoulli(sigmoid(u_ci)). Inference: q(c, z | x) = q(c | x) prod_i q(z_i | x).
-Shapes: B documents, S samples, K bits, C components, F features.
+Shapes: B documents, S samples, K bits, C components, F features. What a module returns is a tuple by name, since
+DeepSpeed's ZeRO 3 looks for tensors in tuples, lists and dicts alone.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -28,8 +28,7 @@ class BernoulliMixtureConfig(Config):
     noise: bool = Field(default=True, description="add Gaussian noise of a learned, data-dependent scale in training")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BernoulliMixturePosterior:
+class BernoulliMixturePosterior(NamedTuple):
     """q(c, z | x): log-odds of every bit (B, K) and logits of every component (B, C)."""
 
     log_odds: Tensor
@@ -44,8 +43,7 @@ class BernoulliMixturePosterior:
         return self.log_odds > 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LatentDraw:
+class LatentDraw(NamedTuple):
     """What a latent hands on: samples z (S, B, K), KL(q || p) in nats by group (B, G), and the posterior."""
 
     z: Tensor

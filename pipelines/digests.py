@@ -1,0 +1,59 @@
+"""SHA-256 of files, remembered by path, size and time of change, so that large ones are not read again."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.artifact import checksum, write_text
+
+REMEMBERED_FROM = 1 << 20
+"""Bytes from which on a digest is worth remembering."""
+SETTLED = 2.0
+"""Seconds after which a file's time of change is trusted: two writes may fall into one tick of the clock."""
+
+
+def digests(files: Sequence[Path]) -> dict[Path, str]:
+    """Each file's digest in hex."""
+    memory = _read()
+    found, fresh = {}, {}
+    for path in files:
+        key = _key(path)
+        found[path] = memory.get(key) or checksum(path)
+        if key not in memory and key == _key(path) and _settled(path):
+            fresh[key] = found[path]
+    if fresh:
+        _write(memory | fresh)
+    return found
+
+
+def _key(path: Path) -> str:
+    facts = path.stat()
+    return f"{path} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def _settled(path: Path) -> bool:
+    facts = path.stat()
+    return facts.st_size >= REMEMBERED_FROM and time.time() - facts.st_mtime > SETTLED
+
+
+def _place() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "latentbits" / "digests.json"
+
+
+def _read() -> dict[str, str]:
+    try:
+        memory = json.loads(_place().read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return memory if isinstance(memory, dict) else {}
+
+
+def _write(memory: dict[str, str]) -> None:
+    # A memory that cannot be kept costs time, not correctness.
+    with contextlib.suppress(OSError):
+        _place().parent.mkdir(parents=True, exist_ok=True)
+        write_text(_place(), json.dumps(dict(list(memory.items())[-10_000:]), indent=0))

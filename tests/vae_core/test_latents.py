@@ -219,9 +219,8 @@ def test_straight_through_gradient_of_a_square_is_2p_where_the_truth_is_1() -> N
 
 def test_threshold_gradient_is_that_of_the_probabilities() -> None:
     features = ROW.unsqueeze(0).requires_grad_()
-    weights = torch.arange(1.0, BITS + 1)
+    weights, p = torch.arange(1.0, BITS + 1), ROW.sigmoid()
     (gradient,) = torch.autograd.grad((latent_of()(features).z * weights).sum(), features)
-    p = ROW.sigmoid()
     torch.testing.assert_close(gradient[0], weights * p * (1 - p))
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,10 @@ class Tokenized(NamedTuple):
 
 
 class Tokenizer:
-    """A BPE that keeps at most `max_tokens` tokens of a document, and a vocabulary."""
+    """A BPE that keeps at most `max_tokens` tokens of a document, and a vocabulary.
+
+    `subwords` is one more than the largest token id.
+    """
 
     def __init__(self, bpe: tokenizers.Tokenizer, vocabulary: Vocabulary, max_tokens: int | None = None) -> None:
         self.vocabulary = vocabulary
@@ -42,6 +45,8 @@ class Tokenizer:
         bpe.no_truncation()
         bpe.no_padding()
         self._bpe = bpe
+        self.subwords = 1 + max(bpe.get_vocab(with_added_tokens=True).values())
+        self._token_type = np.uint16 if self.subwords <= 1 << 16 else np.uint32
         self._enough = self._enough_characters()
 
     @classmethod
@@ -56,11 +61,6 @@ class Tokenizer:
         write_text(folder / TOKENIZER, self._bpe.to_str(pretty=True))
         self._bpe.no_truncation()
         self.vocabulary.save(folder)
-
-    @property
-    def subwords(self) -> int:
-        """One more than the largest token id."""
-        return 1 + max(self._bpe.get_vocab(with_added_tokens=True).values())
 
     def schema(self, types: Types) -> pa.Schema:
         """The shard schema; a metadata column only where `types` has fields."""
@@ -99,10 +99,6 @@ class Tokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of these tokens; for all of a document's tokens, its text."""
         return str(self._bpe.decode(list(tokens), skip_special_tokens=False))
-
-    @property
-    def _token_type(self) -> Any:
-        return np.uint16 if self.subwords <= 1 << 16 else np.uint32
 
     def _tokens(self, texts: Sequence[str]) -> tuple[pa.Array, np.ndarray]:
         encodings = self._bpe.encode_batch_fast([self._beginning(text) for text in texts], add_special_tokens=False)

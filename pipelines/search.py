@@ -3,6 +3,8 @@
 Ties are broken by database row: of two documents with one score the earlier comes first, also at the cut-off.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -133,6 +135,17 @@ def hits(index: Index, result: Hits) -> list[list[dict[str, Any]]]:
     return answers
 
 
+def within(codes_NC: np.ndarray, query_C: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of all codes at most `radius` bits from one query, ascending, and their distances: (n,) both."""
+    rows, distances = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    for start in range(0, len(codes_NC), SCAN_ROWS):
+        differing = ONES[codes_NC[start : start + SCAN_ROWS] ^ query_C].sum(axis=1, dtype=np.int32)
+        near = np.flatnonzero(differing <= radius)
+        rows.append(start + near)
+        distances.append(differing[near])
+    return np.concatenate(rows), np.concatenate(distances)
+
+
 def nearest_codes(codes_NC: np.ndarray, queries_QC: np.ndarray, k: int) -> np.ndarray:
     """Rows of the k codes nearest to each query by Hamming distance, ties by row: (Q, min(k, N)) int64."""
     import faiss
@@ -217,11 +230,12 @@ class _Segment:
     def by_hamming(self, queries: _Queries, k: int) -> _Candidates:
         if k == 0:
             return _empty(len(queries), 0)
-        distances, rows = self.flat.search(queries.packed, k)
+        with _threads(len(queries)):
+            distances, rows = self.flat.search(queries.packed, k)
         return _Candidates(rows, -distances.astype(np.float64), distances)
 
     def by_log_odds(self, queries: _Queries, k: int) -> _Candidates:
-        """The k best by exact scores of the more than k that FAISS finds in float32, where no other can be among them."""
+        """The k best by exact score: of what FAISS finds in float32, or, where that may lack one, of all codes."""
         if k == 0:
             return _empty(len(queries), 0)
         fetch = min(len(self), 2 * k + 16)
@@ -279,6 +293,19 @@ class _Segment:
             order = np.lexsort((rows, -scores))[:k]
             rows, scores = rows[order], scores[order]
         return rows, scores
+
+
+@contextmanager
+def _threads(at_most: int) -> Iterator[None]:
+    """FAISS's binary search shares out queries only: more threads than queries just wait for one another."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(max(1, min(before, at_most)))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _best(found: _Candidates, k: int) -> _Candidates:

@@ -57,6 +57,7 @@ def tokenize(
     progress.start("tokenize", total=sum(job.bytes for job in jobs), unit="bytes")
     progress.advance(0, "learning subwords and words")
     learned = learn(corpus, pieces, config, draft.path)
+    progress.advance(0, "starting workers")
     parts = _write_parts(corpus, draft, jobs, progress)
     finished = _finish(draft, pieces, jobs, parts, learned, config.rejected_budget)
     progress.finish()

@@ -26,7 +26,7 @@ class IndexConfig(Config):
 
 
 def index(
-    codes: Path, out: Path, config: IndexConfig, *, overwrite: bool = False, progress: Progress | None = None
+    codes: Path, out: Path, config: IndexConfig, *, overwrite: bool = False, progress: Progress = Silent()
 ) -> Artifact:
     """Build the index of the codes artifact at `codes` in the folder `out`.
 
@@ -39,7 +39,7 @@ def index(
     if isinstance(draft, Artifact):
         return draft
     require_disk(draft.path, 4 * sum(part.bytes for part in source.manifest.parts))
-    return _build(CodeFiles.open(source), draft, config, progress or Silent())
+    return _build(CodeFiles.open(source), draft, config, progress)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class CodeFiles:
         footers = [_footer(path) for path in paths]
         for path, (_, schema) in zip(paths, footers, strict=True):
             _require_code_column(path, schema, footers[0][1])
-        return cls(paths, tuple(rows for rows, _ in footers), footers[0][1])
+        return cls(paths, tuple(rows for rows, _ in footers), _common_schema(codes.path, [one for _, one in footers]))
 
     @property
     def documents(self) -> int:
@@ -155,6 +155,14 @@ def _footer(path: Path) -> tuple[int, pa.Schema]:
             return file.metadata.num_rows, file.schema_arrow
     except (OSError, pa.ArrowInvalid) as error:
         raise Damaged(f"{path} cannot be read as parquet: {error}; run encode with --overwrite") from error
+
+
+def _common_schema(folder: Path, schemas: list[pa.Schema]) -> pa.Schema:
+    """The narrowest types that hold every file's values: metadata may be all null in one and text in the next."""
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+        raise Damaged(f"the files of {folder} disagree about their columns: {error}; encode again") from error
 
 
 def _require_code_column(path: Path, schema: pa.Schema, first: pa.Schema) -> None:

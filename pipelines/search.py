@@ -105,6 +105,12 @@ class Index:
         """The packed codes of each segment, (N, C) uint8, mapped."""
         return [segment.codes for segment in self.segments]
 
+    def within(self, code: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows, ascending, of all documents at most `radius` bits from one packed code (C,), and their distances."""
+        found = [segment.within(code, radius) for segment in self.segments]
+        rows = [start + rows for start, (rows, _) in zip(self.starts, found, strict=False)]
+        return np.concatenate(rows), np.concatenate([distances for _, distances in found])
+
     def model_path(self) -> Path:
         """The folder of the model that made the codes, found through the lineage. Raises Misuse where it is gone."""
         codes = self.artifact.input_path("codes")
@@ -133,17 +139,6 @@ def hits(index: Index, result: Hits) -> list[list[dict[str, Any]]]:
         measured = zip(index.documents(rows[found]), scores[found], distances[found], strict=True)
         answers.append([_hit(document, float(score), int(distance)) for document, score, distance in measured])
     return answers
-
-
-def within(codes_NC: np.ndarray, query_C: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of all codes at most `radius` bits from one query, ascending, and their distances: (n,) both."""
-    rows, distances = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
-    for start in range(0, len(codes_NC), SCAN_ROWS):
-        differing = ONES[codes_NC[start : start + SCAN_ROWS] ^ query_C].sum(axis=1, dtype=np.int32)
-        near = np.flatnonzero(differing <= radius)
-        rows.append(start + near)
-        distances.append(differing[near])
-    return np.concatenate(rows), np.concatenate(distances)
 
 
 def nearest_codes(codes_NC: np.ndarray, queries_QC: np.ndarray, k: int) -> np.ndarray:
@@ -233,6 +228,14 @@ class _Segment:
         with _threads(len(queries)):
             distances, rows = self.flat.search(queries.packed, k)
         return _Candidates(rows, -distances.astype(np.float64), distances)
+
+    def within(self, code: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
+        if not len(self):
+            return np.empty(0, np.int64), np.empty(0, np.int32)
+        with _threads(1):
+            _, distances, rows = self.flat.range_search(code[None], radius + 1)
+        order = np.argsort(rows)
+        return rows[order], distances[order].astype(np.int32)
 
     def by_log_odds(self, queries: _Queries, k: int) -> _Candidates:
         """The k best by exact score: of what FAISS finds in float32, or, where that may lack one, of all codes."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from code_files import write_codes
 
@@ -113,3 +114,14 @@ def test_a_damaged_codes_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "codes" / "part-00001.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(Damaged, match=r"part-00001\.parquet cannot be read as parquet"):
         index(tmp_path / "codes", tmp_path / "index", IndexConfig())
+
+
+def test_metadata_that_is_null_in_one_file_and_text_in_another_is_text(tmp_path: Path) -> None:
+    write_codes(tmp_path / "codes", CODES[:10], files=2)
+    file = tmp_path / "codes" / "part-00000.parquet"
+    table = pq.read_table(file)
+    nothing = pa.array([{"year": None}] * len(table), pa.struct([("year", pa.null())]))
+    pq.write_table(table.set_column(table.schema.names.index("metadata"), "metadata", nothing), file)
+    index(tmp_path / "codes", tmp_path / "index", IndexConfig())
+    documents = Index.open(tmp_path / "index").documents(np.array([0, 9]))
+    assert [document["metadata"] for document in documents] == [{"year": None}, {"year": 9}]

@@ -170,3 +170,12 @@ def test_nearest_codes_break_ties_by_row() -> None:
     codes = np.random.default_rng(3).integers(0, 4, (60, 1), dtype=np.uint8)
     expected = sorted_by(-(bits_of(codes)[None] != bits_of(codes[:9])[:, None]).sum(axis=2), 20)
     np.testing.assert_array_equal(nearest_codes(codes, codes[:9], 20), expected)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 5, 16])
+def test_within_finds_every_code_up_to_and_at_the_radius(tmp_path: Path, radius: int) -> None:
+    codes = np.random.default_rng(5).integers(0, 256, (300, 2), dtype=np.uint8)
+    rows, distances = build(tmp_path, codes, segment_documents=70).within(codes[11], radius)
+    expected = (bits_of(codes) != bits_of(codes[11:12])).sum(axis=1)
+    np.testing.assert_array_equal(rows, np.flatnonzero(expected <= radius))
+    np.testing.assert_array_equal(distances, expected[rows])

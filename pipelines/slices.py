@@ -105,7 +105,7 @@ def _matches(pattern: str) -> list[Path]:
     found = [Path(match).absolute() for match in glob.glob(str(path), recursive=True)]
     files = [match for match in found if match.is_file()]
     if not files:
-        raise Misuse(f"no file matches {pattern} (looked in {Path.cwd() if not path.is_absolute() else '/'})")
+        raise Misuse(f"no file matches {pattern}" + ("" if path.is_absolute() else f" (looked in {Path.cwd()})"))
     return files
 
 

@@ -21,7 +21,6 @@ from pipelines.vocabulary import Vocabulary
 from vae_core.codes import PackedCodes
 
 ROWS_AT_ONCE = 8192
-Table = pa.Table | pa.RecordBatch
 
 
 class WeightedTerms(NamedTuple):
@@ -42,7 +41,7 @@ class Projection:
     vectors_VK: Tensor
     idf_V: NDArray[np.float32]
 
-    def encode(self, tables: Iterable[Table]) -> PackedCodes:
+    def encode(self, tables: Iterable[pa.Table | pa.RecordBatch]) -> PackedCodes:
         """The codes of all documents of `tables` (in the shard schema), in order; a document without terms gets 0."""
         codes = [torch.empty(0, self.vectors_VK.shape[1] // 8, dtype=torch.uint8)]
         for table in tables:
@@ -50,7 +49,7 @@ class Projection:
                 codes.append(self._encode(table.slice(start, ROWS_AT_ONCE)).bytes_NC)
         return PackedCodes(torch.cat(codes))
 
-    def _encode(self, table: Table) -> PackedCodes:
+    def _encode(self, table: pa.Table | pa.RecordBatch) -> PackedCodes:
         terms = tfidf(table, self.idf_V)
         sums_NK = embedding_bag(
             torch.from_numpy(terms.ids),
@@ -83,7 +82,7 @@ def inverse_document_frequencies(vocabulary: Vocabulary) -> NDArray[np.float32]:
     return np.log(max(vocabulary.documents, 1) / frequencies).astype(np.float32)
 
 
-def tfidf(table: Table, idf_V: NDArray[np.float32]) -> WeightedTerms:
+def tfidf(table: pa.Table | pa.RecordBatch, idf_V: NDArray[np.float32]) -> WeightedTerms:
     """The weights (1 + ln tf) ln(N / df) of each document's terms; `table` is in the shard schema."""
     ids = _flat(table, "term_ids").astype(np.int64)
     counts = _flat(table, "term_counts").astype(np.float32)
@@ -92,7 +91,7 @@ def tfidf(table: Table, idf_V: NDArray[np.float32]) -> WeightedTerms:
     return WeightedTerms(ids, (1 + np.log(counts)) * idf_V[ids], offsets)
 
 
-def _flat(table: Table, name: str) -> NDArray[np.unsignedinteger]:
+def _flat(table: pa.Table | pa.RecordBatch, name: str) -> NDArray[np.unsignedinteger]:
     column = table.column(name)
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]

@@ -192,7 +192,8 @@ def _confidence(index: Index) -> NDArray[np.float32] | None:
     codes = index.artifact.input_path("codes")
     if not codes.exists():
         return None
-    columns = [pq.read_table(file, columns=["confidence"])["confidence"] for file in Artifact.open(codes).files()]
+    files = Artifact.open(codes, "codes").files(".parquet")
+    columns = [pq.read_table(file, columns=["confidence"])["confidence"] for file in files]
     return np.concatenate([column.to_numpy() for column in columns])
 
 

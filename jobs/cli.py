@@ -1,0 +1,300 @@
+"""The command line: each command parses, calls one function, and prints. Heavy imports live inside the commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from vae_core.errors import LatentbitsError, Misuse
+
+if TYPE_CHECKING:
+    from jobs.console import Bar, Lines
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Train binary hash codes for your own texts, and search them.\n\n"
+    "Start with `latentbits demo`; then `latentbits run newsgroups --set corpus.files=[ng20.parquet]`.",
+)
+Out = Annotated[Path, typer.Option("--out", help="Folder to write the artifact to.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change one setting; may be repeated.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that was made from something else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+
+
+def main() -> None:
+    """Run the command line; errors that a user can put right are one message, without a traceback."""
+    try:
+        app()
+    except LatentbitsError as error:
+        _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command again goes on where this one was", 130)
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror or error}{place}", 1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo"),
+    settings: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """The whole pipeline on text that is already on this machine: the docstrings of its Python packages.
+
+    Example: `latentbits demo --out runs/demo`
+    """
+    from jobs.demo import run_demo
+
+    run_demo(out, settings or [], overwrite=overwrite, progress=_progress())
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe.")],
+    settings: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder, instead of the config's.")] = None,
+    first: Annotated[str, typer.Option("--from", help="First stage.")] = "tokenize",
+    last: Annotated[str, typer.Option("--until", help="Last stage.")] = "evaluate",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """All stages in order: tokenize, pretrain, encode, index, evaluate. What is up to date is skipped.
+
+    Example: `latentbits run newsgroups --set corpus.files=[ng20.parquet] --out runs/news`
+    """
+    from jobs import tables
+    from jobs.config import load_config
+    from jobs.run import run as run_stages
+
+    loaded = load_config(config, [*(settings or []), *([f"out={json.dumps(str(out))}"] if out else [])])
+    result = run_stages(loaded, first=first, last=last, overwrite=overwrite, progress=_progress())
+    if as_json:
+        _print_json(tables.run_facts(result))
+    else:
+        tables.print_run(result, loaded.out)
+
+
+@app.command()
+def tokenize(
+    files: Annotated[list[str], typer.Argument(help="parquet, jsonl, csv, txt (.gz, .zst); globs.")],
+    out: Out,
+    id_field: Annotated[str | None, typer.Option("--id", help="Field that names a document.")] = None,
+    text: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    labels: Annotated[str | None, typer.Option(help="Field that holds labels.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="Field to keep for display; may be repeated.")] = None,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Corpus files to shards: subword tokens, bags of words, and a vocabulary.
+
+    Example: `latentbits tokenize 'docs/*.jsonl' --id url --out runs/mine/shards`
+    """
+    from jobs.config import load_config
+    from pipelines.tokenize import tokenize as tokenize_files
+
+    config = load_config(None, settings or [])
+    fields = {"files": tuple(files), "id": id_field, "text": text, "labels": labels, "metadata": tuple(metadata or ())}
+    corpus = config.corpus.model_copy(update=fields)
+    _report(tokenize_files(corpus, out, config.tokenize, overwrite=overwrite, progress=_progress()), as_json)
+
+
+@app.command()
+def pretrain(
+    shards: Annotated[Path, typer.Argument(help="Folder that `tokenize` wrote.")],
+    out: Out,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Shards to a model. Killed and called again, it goes on from its last checkpoint.
+
+    Example: `latentbits pretrain runs/mine/shards --out runs/mine/model --set model.latent.bits=128`
+    """
+    from jobs.config import load_config
+    from pipelines.pretrain import pretrain as train_model
+
+    config = load_config(None, settings or [])
+    made = train_model(shards, out, config.model, config.pretrain, overwrite=overwrite, progress=_progress())
+    _report(made, as_json)
+
+
+@app.command()
+def encode(
+    model: Annotated[Path, typer.Argument(help="Folder that `pretrain` wrote.")],
+    files: Annotated[list[str], typer.Argument(help="Raw files, or one shards folder.")],
+    out: Out,
+    id_field: Annotated[str | None, typer.Option("--id", help="Field that names a document.")] = None,
+    text: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    labels: Annotated[str | None, typer.Option(help="Field that holds labels.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="Field to keep for display; may be repeated.")] = None,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Documents to binary codes, from shards or straight from raw files.
+
+    Example: `latentbits encode runs/mine/model 'more/*.jsonl.zst' --id url --out more/codes`
+    """
+    from jobs.config import load_config
+    from pipelines.encode import encode as encode_documents
+
+    config = load_config(None, settings or [])
+    fields = {"files": tuple(files), "id": id_field, "text": text, "labels": labels, "metadata": tuple(metadata or ())}
+    one_folder = len(files) == 1 and Path(files[0]).is_dir()
+    source = Path(files[0]) if one_folder else config.corpus.model_copy(update=fields)
+    made = encode_documents(model, source, out, config.encode, overwrite=overwrite, progress=_progress())
+    _report(made, as_json)
+
+
+@app.command()
+def index(
+    codes: Annotated[Path, typer.Argument(help="Folder that `encode` wrote.")],
+    out: Out,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Codes to an index that answers queries.
+
+    Example: `latentbits index runs/mine/codes --out runs/mine/index`
+    """
+    from jobs.config import load_config
+    from pipelines.index import index as build_index
+
+    config = load_config(None, settings or [])
+    _report(build_index(codes, out, config.index, overwrite=overwrite, progress=_progress()), as_json)
+
+
+@app.command()
+def query(
+    index: Annotated[Path, typer.Argument(help="Folder that `index` wrote.")],
+    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
+    rank: Annotated[str, typer.Option(help="log-odds or hamming.")] = "log-odds",
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder, if it is no longer where the index knows it.")
+    ] = None,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", help="File of queries, one a line (txt or jsonl).")
+    ] = None,
+    output_file: Annotated[Path | None, typer.Option("--output", help="File for the answers, one JSON a line.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the documents nearest to a text.
+
+    Example: `latentbits query runs/demo/index "parse a date from a string" -k 5`
+    """
+    from jobs import tables
+    from jobs.query import answer, answer_file
+
+    if (text is None) == (input_file is None):
+        raise Misuse('give either a text or --input FILE, for example: latentbits query runs/demo/index "sort a list"')
+    if input_file is not None:
+        count = answer_file(index, input_file, output_file, k=k, rank=rank, model=model)
+        typer.echo(f"{count:,} queries answered" + (f" in {output_file}" if output_file else ""), err=True)
+        return
+    found = answer(index, [text or ""], k=k, rank=rank, model=model)[0]
+    if as_json:
+        _print_json(found)
+    else:
+        tables.print_hits(found)
+
+
+@app.command()
+def evaluate(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run: shards, model, codes, index.")],
+    config: Annotated[str | None, typer.Option(help="Its YAML file or recipe, for the queries it names.")] = None,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure an index: precision by label, same-bit baselines, code health; writes RUN/report.
+
+    Example: `latentbits evaluate runs/demo`
+    """
+    from jobs.config import load_config
+    from jobs.run import run as run_stages
+
+    loaded = load_config(config, [*(settings or []), f"out={json.dumps(str(run_folder))}"])
+    result = run_stages(loaded, first="evaluate", overwrite=overwrite, progress=_progress())
+    report = result.artifact("evaluate").path
+    if as_json:
+        typer.echo((report / "report.json").read_text())
+    else:
+        typer.echo(f"{report / 'report.html'}\n{report / 'report.json'}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Any artifact, or a run folder.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every byte with its checksum.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What an artifact is, whether it is whole, where it came from, and how healthy its codes are.
+
+    Example: `latentbits inspect runs/demo/codes --verify`
+    """
+    from jobs import tables
+    from jobs.inspect import describe
+
+    facts = describe(path, verify=verify)
+    if as_json:
+        _print_json(facts)
+    else:
+        tables.print_description(facts)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, what is missing, and how to get it.
+
+    Example: `latentbits doctor`
+    """
+    from dataclasses import asdict
+
+    from jobs import tables
+    from jobs.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        tables.print_findings(findings)
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _progress() -> "Bar | Lines":
+    from rich.console import Console
+
+    from jobs.console import progress_to
+
+    return progress_to(Console(stderr=True))
+
+
+def _report(artifact: Any, as_json: bool) -> None:
+    facts = {"path": str(artifact.path), "kind": artifact.manifest.kind, "fingerprint": artifact.fingerprint}
+    facts["statistics"] = artifact.manifest.statistics
+    if as_json:
+        _print_json(facts)
+    else:
+        numbers = ", ".join(
+            f"{name} {value:,}" for name, value in facts["statistics"].items() if isinstance(value, int)
+        )
+        typer.echo(f"{artifact.path}: {artifact.manifest.kind} {artifact.fingerprint} ({numbers})")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(status)

@@ -1,0 +1,135 @@
+"""The stages in order, each skipped where its artifact is up to date."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.config import RunConfig
+from pipelines.artifact import MANIFEST, Artifact
+from pipelines.encode import encode
+from pipelines.evaluate import evaluate
+from pipelines.index import index
+from pipelines.pretrain import pretrain
+from pipelines.progress import Progress, Silent
+from pipelines.scatter import cluster
+from pipelines.tokenize import tokenize
+from pipelines.tracking import NoTracking, Tracker, Tracking, sqlite_uri
+from vae_core.errors import Misuse
+
+STAGES = ("tokenize", "pretrain", "encode", "index", "evaluate")
+SENDING_S = 30.0
+"""How long a finished run waits for the tracking server to take the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A stage's artifact, how long it took, and whether it was there already."""
+
+    stage: str
+    artifact: Artifact
+    seconds: float
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """The stages that were asked for, in order; `unsent` tracking records wait in the run's folder."""
+
+    stages: list[Done]
+    unsent: int
+
+    def artifact(self, stage: str) -> Artifact:
+        """The artifact of `stage`. Raises KeyError where it was not asked for."""
+        return {done.stage: done.artifact for done in self.stages}[stage]
+
+
+def run(
+    config: RunConfig,
+    *,
+    first: str = STAGES[0],
+    last: str = STAGES[-1],
+    overwrite: bool = False,
+    progress: Progress = Silent(),
+) -> RunResult:
+    """Do the stages from `first` to `last` on one Ray cluster and return what they made.
+
+    Raises Misuse for an unknown stage or a stale artifact, and what the stages raise.
+    """
+    chosen = _chosen(first, last)
+    if not config.corpus.files and "tokenize" in chosen:
+        raise Misuse("corpus.files is empty; name the files, for example --set 'corpus.files=[docs/*.jsonl]'")
+    tracking = _tracking(config)
+    stages = _stages(config, overwrite, progress, tracking)
+    done: list[Done] = []
+    failed = True
+    try:
+        with cluster():
+            done = [_timed(stage, config.out / folder, make) for stage, folder, make in stages if stage in chosen]
+        failed = False
+    finally:
+        unsent = tracking.close(SENDING_S, failed=failed)
+    return RunResult(done, unsent)
+
+
+def _chosen(first: str, last: str) -> tuple[str, ...]:
+    for stage in (first, last):
+        if stage not in STAGES:
+            raise Misuse(f"no stage {stage!r}; the stages are {', '.join(STAGES)}")
+    chosen = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
+    if not chosen:
+        raise Misuse(f"--from {first} comes after --until {last}; the order is {', '.join(STAGES)}")
+    return chosen
+
+
+def _stages(
+    config: RunConfig, overwrite: bool, progress: Progress, tracking: Tracker
+) -> list[tuple[str, str, Callable[[Path], Artifact]]]:
+    """Stage, folder and how to make it: one entry here is all that a new stage needs."""
+    shards, model, codes, index_ = (config.out / name for name in ("shards", "model", "codes", "index"))
+
+    def make_shards(out: Path) -> Artifact:
+        return tokenize(config.corpus, out, config.tokenize, overwrite=overwrite, progress=progress)
+
+    def make_model(out: Path) -> Artifact:
+        how, parts = config.pretrain, config.model
+        return pretrain(shards, out, parts, how, overwrite=overwrite, progress=progress, tracking=tracking)
+
+    def make_codes(out: Path) -> Artifact:
+        return encode(model, shards, out, config.encode, overwrite=overwrite, progress=progress, tracking=tracking)
+
+    def make_index(out: Path) -> Artifact:
+        return index(codes, out, config.index, overwrite=overwrite, progress=progress)
+
+    def make_report(out: Path) -> Artifact:
+        how, queries = config.evaluate, config.query_corpus()
+        return evaluate(
+            index_, model, out, how, queries=queries, shards=shards, overwrite=overwrite, progress=progress
+        )
+
+    return [
+        ("tokenize", "shards", make_shards),
+        ("pretrain", "model", make_model),
+        ("encode", "codes", make_codes),
+        ("index", "index", make_index),
+        ("evaluate", "report", make_report),
+    ]
+
+
+def _timed(stage: str, out: Path, make: Callable[[Path], Artifact]) -> Done:
+    before = _written(out)
+    start = time.monotonic()
+    artifact = make(out)
+    return Done(stage, artifact, time.monotonic() - start, skipped=before is not None and before == _written(out))
+
+
+def _written(out: Path) -> int | None:
+    manifest = out / MANIFEST
+    return manifest.stat().st_mtime_ns if manifest.exists() else None
+
+
+def _tracking(config: RunConfig) -> Tracker:
+    if not config.tracking.enabled:
+        return NoTracking()
+    uri = config.tracking.uri or sqlite_uri(config.out.resolve().parent)
+    return Tracking.start(uri, config.tracking.experiment, config.out.name, config.out / ".tracking")

@@ -1,0 +1,123 @@
+"""Results as tables for people, on standard output."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from jobs.doctor import Finding
+from jobs.run import Done, RunResult
+
+SNIPPET = 90
+COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
+console = Console(soft_wrap=False)
+
+
+def run_facts(result: RunResult) -> dict[str, Any]:
+    """A run's stages for programs."""
+    stages = [
+        {
+            "stage": done.stage,
+            "path": str(done.artifact.path),
+            "seconds": round(done.seconds, 2),
+            "skipped": done.skipped,
+            "statistics": done.artifact.manifest.statistics,
+        }
+        for done in result.stages
+    ]
+    return {"stages": stages, "unsent_tracking_records": result.unsent}
+
+
+def print_run(result: RunResult, out: Path) -> None:
+    """The stages of a run, and where to look next."""
+    console.print(stage_table(result.stages))
+    if result.unsent:
+        console.print(f"{result.unsent:,} tracking records wait in {out / '.tracking'} and are sent by the next run")
+    if (out / "report" / "report.html").exists():
+        console.print(f"report: {out / 'report' / 'report.html'}")
+    if (out / "index").exists():
+        console.print(f'ask it: latentbits query {out / "index"} "your words"')
+
+
+def stage_table(stages: Sequence[Done]) -> Table:
+    """Rows, seconds and rate of each stage."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("stage", "rows", "seconds", "rows/s"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for done in stages:
+        rows = _rows(done)
+        rate = "up to date" if done.skipped else f"{rows / max(done.seconds, 1e-9):,.0f}"
+        table.add_row(done.stage, f"{rows:,}", f"{done.seconds:.1f}", rate)
+    return table
+
+
+def print_hits(found: dict[str, Any]) -> None:
+    """The hits of one query, best first."""
+    if found["known_words"] == 0:
+        console.print("[yellow]the model knows no word of this query: the hits below mean nothing[/yellow]")
+    table = Table(box=None, pad_edge=False)
+    for name in ("score", "distance"):
+        table.add_column(name, justify="right")
+    table.add_column("id", overflow="fold")
+    table.add_column("text", no_wrap=True, overflow="ellipsis")
+    for hit in found["hits"]:
+        snippet = escape(" ".join(hit["text"].split())[:SNIPPET])
+        table.add_row(f"{hit['score']:.2f}", str(hit["distance"]), escape(hit["id"]), snippet)
+    console.print(table)
+
+
+def print_description(facts: dict[str, Any]) -> None:
+    """What `inspect` found, as a tree."""
+    for inner in facts.get("artifacts", []):
+        print_description(inner)
+    if "artifacts" in facts:
+        return
+    state = "whole" if facts["whole"] else "UNFINISHED: run its command again to finish it"
+    state += ", every byte verified" if facts.get("verified") else ""
+    tree = Tree(f"[bold]{facts['kind']}[/bold] {escape(facts['path'])}: {state}")
+    for key in ("fingerprint", "created", "parts", "bytes", "git_revision", "tracking_run"):
+        if facts.get(key) is not None:
+            value = f"{facts[key]:,}" if isinstance(facts[key], int) else facts[key]
+            tree.add(f"{key}: {value}")
+    for title in ("statistics", "code_health"):
+        if facts.get(title):
+            branch = tree.add(title)
+            for name, value in facts[title].items():
+                branch.add(f"{name}: {_short(value)}")
+    _add_origins(tree.add("made from"), facts["made_from"])
+    console.print(tree)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """What `doctor` found."""
+    for finding in findings:
+        colour = COLOURS[finding.state]
+        remedy = f"\n{'':10}{finding.remedy}" if finding.remedy else ""
+        console.print(f"[{colour}]{finding.state:>8}[/{colour}]  [bold]{finding.name}[/bold]: {finding.what}{remedy}")
+
+
+def _rows(done: Done) -> int:
+    facts = done.artifact.manifest.statistics
+    return int(facts["steps"] if done.stage == "pretrain" else facts.get("queries", facts.get("documents", 0)))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return escape(text if len(text) <= SNIPPET else f"{text[:SNIPPET]}...")
+
+
+def _add_origins(tree: Tree, origins: Sequence[dict[str, Any]]) -> None:
+    for origin in origins:
+        state = f" [red]{origin['state']}[/red]" if "state" in origin else ""
+        fingerprint = f" ({origin['fingerprint']})" if "fingerprint" in origin else ""
+        branch = tree.add(f"{origin['name']}: {escape(origin['path'])}{fingerprint}{state}")
+        _add_origins(branch, origin.get("made_from", []))

@@ -40,7 +40,7 @@ class RunConfig(Config):
     """Everything a run is made from."""
 
     out: Path = Path("runs/run")
-    corpus: CorpusConfig = CorpusConfig(files=())
+    corpus: CorpusConfig = CorpusConfig()
     queries: QueriesConfig | None = None
     tokenize: TokenizeConfig = TokenizeConfig()
     model: Composition = Composition()

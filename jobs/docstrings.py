@@ -1,6 +1,6 @@
 """The demo's corpus: the docstrings of the Python packages on this machine, read from source, nothing imported.
 
-One document a docstring: {"id": "json.dumps", "text": ..., "labels": ["stdlib"], "metadata": {"kind": "function"}}.
+One document a docstring: {"id": "json.dumps", "text": ..., "labels": ["stdlib"], "kind": "function"}.
 A label says which package a text is from. Two choices make precision by label a fair measure. A label has at least
 LABEL_FLOOR documents (where the limit leaves room for as many), so that a perfect ranking can fill a page of a hundred;
 the standard library's small modules therefore share the label "stdlib". And no text begins with its package's name.
@@ -188,7 +188,7 @@ def _document(node: ast.Module | Definition, name: str, kind: str, label: str) -
     text = f"{_spoken(name)}\n{docstring}"
     # Source may escape half of a surrogate pair, which no UTF-8 file can hold.
     text = text.encode("utf-8", "replace").decode("utf-8")
-    return {"id": name, "text": text.strip(), "labels": [label], "metadata": {"kind": kind}}
+    return {"id": name, "text": text.strip(), "labels": [label], "kind": kind}
 
 
 def _spoken(name: str) -> str:
@@ -244,4 +244,4 @@ def _shared_out(documents: list[dict[str, Any]], limit: int) -> list[dict[str, A
 
 
 def _rank(document: dict[str, Any]) -> tuple[bool, bytes]:
-    return document["metadata"]["kind"] == "method", hashlib.sha256(document["id"].encode()).digest()
+    return document["kind"] == "method", hashlib.sha256(document["id"].encode()).digest()

@@ -57,8 +57,6 @@ def run(
     Raises Misuse for an unknown stage or a stale artifact, and what the stages raise.
     """
     chosen = _chosen(first, last)
-    if not config.corpus.files and "tokenize" in chosen:
-        raise Misuse("corpus.files is empty; name the files, for example --set 'corpus.files=[docs/*.jsonl]'")
     tracking = _tracking(config)
     stages = _stages(config, overwrite, progress, tracking)
     done: list[Done] = []
@@ -103,9 +101,7 @@ def _stages(
 
     def make_report(out: Path) -> Artifact:
         how, queries = config.evaluate, config.query_corpus()
-        return evaluate(
-            index_, model, out, how, queries=queries, shards=shards, overwrite=overwrite, progress=progress
-        )
+        return evaluate(index_, model, out, how, queries=queries, shards=shards, overwrite=overwrite, progress=progress)
 
     return [
         ("tokenize", "shards", make_shards),

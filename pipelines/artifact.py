@@ -109,6 +109,7 @@ class Artifact:
     @classmethod
     def open(cls, path: Path, kind: str | None = None) -> Self:
         """The artifact at `path`. Raises Misuse (missing, of another kind), Unfinished or Damaged."""
+        path = path.absolute()  # workers have other working folders
         _finish_swap(path)
         if not path.is_dir():
             raise Misuse(f"{path} is not a folder; give the folder that a latentbits stage wrote")
@@ -191,6 +192,7 @@ def begin(path: Path, plan: Plan, *, overwrite: bool = False) -> Artifact | Draf
     of this plan every byte is checked, so that damaged parts are made again.
     Raises Stale where `path` holds, or began, an artifact of another plan, and Misuse where it holds something else.
     """
+    path = path.absolute()
     _finish_swap(path)
     if path.exists() and not path.is_dir():
         raise Misuse(f"{path} is a file; give a folder to write {plan.kind} to")

@@ -25,7 +25,7 @@ SCALARS = (bool, int, float, str)
 class CorpusConfig(Config):
     """Which files, and what their fields mean."""
 
-    files: tuple[str, ...] = Field(min_length=1)
+    files: tuple[str, ...] = ()
     """Paths or globs, `**` for any depth: parquet, jsonl, csv, txt, all but parquet also .gz or .zst."""
     id: str | None = None
     """The field of the id; without one, a document's id is `<file name>:<position>`."""

@@ -70,7 +70,7 @@ def encode(
         return draft
     require_disk(out, needed=sum(item.inputs_bytes for item in items) // 4)
     progress.start("encode", total, unit)
-    make_worker = partial(_make_worker, model, source if isinstance(source, CorpusConfig) else None, draft.path)
+    make_worker = partial(_make_worker, trained.path, source if isinstance(source, CorpusConfig) else None, draft.path)
     found = {item.name: find_part(draft.path, item.name) for item in items}
     waiting = [item for item in items if found[item.name] is None]
     for item in items:

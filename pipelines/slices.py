@@ -37,7 +37,9 @@ class Slice(Config):
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
-    """The files, absolute, sorted, each once. Raises Misuse for a pattern without a file that can be read."""
+    """The files, absolute, sorted, each once. Raises Misuse for a pattern without a file, and for no pattern."""
+    if not patterns:
+        raise Misuse("corpus.files is empty; name the files, for example --set 'corpus.files=[docs/*.jsonl]'")
     found = {path for pattern in patterns for path in _matches(pattern)}
     for path in found:
         format_of(path)

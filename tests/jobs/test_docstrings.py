@@ -35,7 +35,7 @@ def test_a_document_holds_what_inspect_reads_and_names_it_without_its_package() 
         "id": "textwrap.wrap",
         "text": f"wrap\n{inspect.getdoc(textwrap.wrap)}".strip(),
         "labels": [STDLIB],
-        "metadata": {"kind": "function"},
+        "kind": "function",
     }
 
 
@@ -53,7 +53,7 @@ async def open_all():
     """{LONG}"""
 '''
     harvest = read_package(package(tmp_path, {"web/server.py": source}))
-    assert {document["id"]: document["metadata"]["kind"] for document in harvest.documents} == {
+    assert {document["id"]: document["kind"] for document in harvest.documents} == {
         "tiny.web.server": "module",
         "tiny.web.server.HTTPServer": "class",
         "tiny.web.server.HTTPServer.serveForever": "method",

@@ -14,18 +14,20 @@ class Beta(Config):
     """beta(t) KL: beta rises linearly from 0 over the first `warmup` share of training, then stays."""
 
     kind: Literal["beta"] = "beta"
-    beta: float = Field(default=1.0, ge=0)
-    warmup: float = Field(default=0.5, ge=0, le=1)
+    beta: float = Field(default=1.0, ge=0, description="weight of the KL once warm-up is over")
+    warmup: float = Field(default=0.5, ge=0, le=1, description="share of training over which beta rises from 0")
 
 
 class FreeBits(Config):
     """beta(t) sum_i max(nats, KL_i): below `nats` a group (or the whole document's KL) costs no more (Kingma 2016)."""
 
     kind: Literal["free_bits"] = "free_bits"
-    nats: float = Field(gt=0)
-    per: Literal["group", "document"] = "group"
-    beta: float = Field(default=1.0, ge=0)
-    warmup: float = Field(default=0.0, ge=0, le=1)
+    nats: float = Field(gt=0, description="KL that costs nothing")
+    per: Literal["group", "document"] = Field(
+        default="group", description="threshold for each bit, or for all together"
+    )
+    beta: float = Field(default=1.0, ge=0, description="weight of the KL once warm-up is over")
+    warmup: float = Field(default=0.0, ge=0, le=1, description="share of training over which beta rises from 0")
 
 
 RateConfig = Annotated[Beta | FreeBits, Field(discriminator="kind")]

@@ -22,9 +22,9 @@ class TransformerDecoderConfig(Config):
     """Settings of the autoregressive decoder."""
 
     kind: Literal["transformer"] = "transformer"
-    width: int = Field(default=256, ge=8)
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(default=4, ge=1)
+    width: int = Field(default=256, ge=8, description="numbers a token is embedded in")
+    layers: int = Field(default=2, ge=1, description="blocks")
+    heads: int = Field(default=4, ge=1, description="attention heads of a block")
     positions: int = Field(default=128, ge=2, description="tokens of a document that are reconstructed")
     memory_slots: int = Field(default=1, ge=0, description="key-value slots each layer makes of z; 0: none")
     embedding: bool = Field(default=True, description="add a projection of z to every input embedding")

@@ -15,8 +15,8 @@ class BagOfWordsEncoderConfig(Config):
     """Settings of the bag-of-words encoder."""
 
     kind: Literal["bag_of_words"] = "bag_of_words"
-    width: int = Field(default=1000, ge=1)
-    dropout: float = Field(default=0.2, ge=0, lt=1)
+    width: int = Field(default=1000, ge=1, description="of the hidden layer")
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="of the hidden layer")
     term_dropout: float = Field(default=0.6, ge=0, lt=1, description="share of a document's words unseen in a step")
 
 

@@ -28,13 +28,13 @@ class TransformerEncoderConfig(Config):
     reads: Literal["terms", "tokens"] = Field(
         default="terms", description="terms: the set of words, weighted by TF-IDF; tokens: the subwords in order"
     )
-    width: int = Field(default=256, ge=8)
-    layers: int = Field(default=1, ge=0)
-    heads: int = Field(default=4, ge=1)
+    width: int = Field(default=256, ge=8, description="numbers a term or token is embedded in")
+    layers: int = Field(default=1, ge=0, description="blocks; 0: no attention, about ten times as fast to encode")
+    heads: int = Field(default=4, ge=1, description="attention heads of a block")
     hidden: int = Field(default=1000, ge=1, description="width of the layer between pooling and the latent's heads")
     segment: int = Field(default=128, ge=8, description="longer documents are attended to in pieces of this many ids")
     positions: int = Field(default=512, ge=1, description="tokens in order: how many positions are told apart")
-    dropout: float = Field(default=0.2, ge=0, lt=1)
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="of the hidden layer")
     term_dropout: float = Field(default=0.6, ge=0, lt=1, description="share of a document's ids unseen in a step")
     grow_after: float = Field(
         default=0.67, ge=0, le=1, description="share of training after which the blocks join; they start as identity"

@@ -20,8 +20,8 @@ class BernoulliMixtureConfig(Config):
     """Settings of the Bernoulli mixture latent."""
 
     kind: Literal["bernoulli_mixture"] = "bernoulli_mixture"
-    bits: int = Field(default=64, ge=8, le=512, multiple_of=8)
-    components: int = Field(default=20, ge=1, le=65535)
+    bits: int = Field(default=64, ge=8, le=512, multiple_of=8, description="of a code")
+    components: int = Field(default=20, ge=1, le=65535, description="of the prior")
     sampling: Literal["threshold", "bernoulli"] = Field(
         default="threshold", description="bits in training: q > 1/2, or drawn from q; straight-through either way"
     )

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from pipelines import readers, slices
 from pipelines.artifact import Input
+from pipelines.csv_records import csv_rows
 from pipelines.digests import digests
 from pipelines.slices import Slice
 from vae_core.config import Config
@@ -128,7 +129,8 @@ def _rows(config: CorpusConfig, piece: Slice) -> readers.Rows:
             case "jsonl":
                 yield from readers.json_rows(file, stop, piece.first, line_bytes)
             case "csv":
-                yield from readers.csv_rows(file, line_bytes)
+                # A quote in CSV is written twice, and the other fields come on top.
+                yield from csv_rows(file, 2 * config.max_bytes + readers.READ_BYTES)
             case _ if config.txt == "files":
                 yield from readers.whole_text_rows(file, line_bytes, config.text)
             case _:

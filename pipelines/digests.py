@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered by path, size and time of change, so that large ones are not read again."""
+"""SHA-256 of files, remembered by path, inode, size and times, so that large ones are not read again."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.artifact import checksum, write_text
+from pipelines.readers import refused_if_unreadable
 
 REMEMBERED_FROM = 1 << 20
 """Bytes from which on a digest is worth remembering."""
@@ -20,10 +21,11 @@ def digests(files: Sequence[Path]) -> dict[Path, str]:
     memory = _read()
     found, fresh = {}, {}
     for path in files:
-        key = _key(path)
-        found[path] = memory.get(key) or checksum(path)
-        if key not in memory and key == _key(path) and _settled(path):
-            fresh[key] = found[path]
+        with refused_if_unreadable(path):
+            key = _key(path)
+            found[path] = memory.get(key) or checksum(path)
+            if key not in memory and key == _key(path) and _settled(path):
+                fresh[key] = found[path]
     if fresh:
         _write(memory | fresh)
     return found
@@ -31,12 +33,12 @@ def digests(files: Sequence[Path]) -> dict[Path, str]:
 
 def _key(path: Path) -> str:
     facts = path.stat()
-    return f"{path} {facts.st_size} {facts.st_mtime_ns}"
+    return f"{path} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
 
 
 def _settled(path: Path) -> bool:
     facts = path.stat()
-    return facts.st_size >= REMEMBERED_FROM and time.time() - facts.st_mtime > SETTLED
+    return facts.st_size >= REMEMBERED_FROM and time.time() - max(facts.st_mtime, facts.st_ctime) > SETTLED
 
 
 def _place() -> Path:

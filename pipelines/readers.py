@@ -1,9 +1,10 @@
 """Rows of a file, whatever its format: each with its position, and a bad one as the reason why it is refused."""
 
-import csv
+import errno
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,13 @@ COMPRESSIONS = ("gz", "zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BATCH_BYTES = 8 << 20
 READ_BYTES = 1 << 20
+MISUSED = {
+    errno.EACCES: "ask for the right to read it, or take it out of the corpus",
+    errno.EPERM: "ask for the right to read it, or take it out of the corpus",
+    errno.EISDIR: "give the files in it",
+    errno.ENOENT: "it was there a moment ago; put it back, or take it out of the corpus",
+}
+"""What the system may say of a file that is not damaged, and what to do then."""
 
 
 class Format(NamedTuple):
@@ -53,7 +61,9 @@ def format_of(path: Path) -> Format:
 def open_rows(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, decompressed. Raises Damaged where the compressed stream is cut short or altered."""
     compression = format_of(path).compression
-    with damaged_if_unreadable(path), path.open("rb") as raw:
+    with refused_if_unreadable(path), path.open("rb") as raw:
+        if compression and path.stat().st_size == 0:
+            raise Damaged(f"{path} has no bytes, which is no .{compression} file; fetch or write the file again")
         if compression == "gz":
             with gzip.GzipFile(fileobj=raw) as unzipped, io.BufferedReader(unzipped, READ_BYTES) as file:
                 yield file
@@ -65,13 +75,13 @@ def open_rows(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def damaged_if_unreadable(path: Path) -> Iterator[None]:
-    """Turn what the decompressors and Arrow raise into Damaged, naming the file."""
+def refused_if_unreadable(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into Misuse, and what the decompressors and Arrow raise into Damaged."""
     try:
         yield
     except (EOFError, zlib.error, OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+        if isinstance(error, OSError) and error.errno in MISUSED:
+            raise Misuse(f"{path} cannot be read: {os.strerror(error.errno)}; {MISUSED[error.errno]}") from error
         raise Damaged(f"{path} cannot be read to its end: {error}; fetch or write the file again") from error
 
 
@@ -103,37 +113,13 @@ def text_rows(file: BinaryIO, stop: int | None, first: int, limit: int, field: s
 def whole_text_rows(file: BinaryIO, limit: int, field: str) -> Rows:
     """The whole file as one document."""
     content = file.read(limit + 1)
-    yield 1, _too_long(limit) if len(content) > limit else _text_row(content.removeprefix(BYTE_ORDER_MARK), field)
-
-
-def csv_rows(file: BinaryIO, limit: int) -> Rows:
-    """Records under the first line's names. The position counts records, the header not included."""
-    reader = _csv_reader(file, limit)
-    header = _csv_header(reader)
-    position = 0
-    while True:
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except (_LineTooLong, csv.Error) as error:
-            position += 1
-            yield position, f"invalid CSV: {error}"
-            continue
-        if values:
-            position += 1
-            yield position, _csv_row(header, values)
-
-
-def csv_header(file: BinaryIO, limit: int) -> list[str]:
-    """The column names in the first line; none in an empty file."""
-    return _csv_header(_csv_reader(file, limit))
+    yield 1, too_long(limit) if len(content) > limit else _text_row(content.removeprefix(BYTE_ORDER_MARK), field)
 
 
 def parquet_rows(path: Path, groups: range, first: int, fields: list[str]) -> Rows:
     """Rows of these row groups, as many in memory at a time as take about BATCH_BYTES."""
     position = first - 1
-    with damaged_if_unreadable(path), pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
+    with refused_if_unreadable(path), pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
         for group in groups:
             facts = file.metadata.row_group(group)
             size = max(1, min(4096, BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))
@@ -141,6 +127,11 @@ def parquet_rows(path: Path, groups: range, first: int, fields: list[str]) -> Ro
                 for row in _parquet_batch(batch):
                     position += 1
                     yield position, row
+
+
+def too_long(limit: int) -> str:
+    """The reason to refuse a line of more than `limit` bytes."""
+    return f"line too long: more than {limit} bytes"
 
 
 def _lines(file: BinaryIO, stop: int | None, first: int, limit: int) -> Iterator[tuple[int, bytes | str]]:
@@ -154,13 +145,9 @@ def _lines(file: BinaryIO, stop: int | None, first: int, limit: int) -> Iterator
             line = line.removeprefix(BYTE_ORDER_MARK)
         offset, position = offset + length, position + 1
         if line is None:
-            yield position, _too_long(limit)
+            yield position, too_long(limit)
         elif line.strip():
             yield position, line.rstrip(b"\r\n")
-
-
-def _too_long(limit: int) -> str:
-    return f"line too long: more than {limit} bytes"
 
 
 def _json_row(line: bytes) -> Row | str:
@@ -182,54 +169,6 @@ def _text_row(content: bytes, field: str) -> Row | str:
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"invalid UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start} of the line"
-
-
-class _LineTooLong(Exception):
-    pass
-
-
-class _CsvLines:
-    """Decoded lines; one that is too long raises and the next call goes on behind it, as csv.reader allows."""
-
-    def __init__(self, file: BinaryIO, limit: int) -> None:
-        self.file = file
-        self.limit = limit
-        self.at_start = True
-
-    def __iter__(self) -> "_CsvLines":
-        return self
-
-    def __next__(self) -> str:
-        line, length = next_line(self.file, self.limit)
-        if length == 0:
-            raise StopIteration
-        if line is None:
-            raise _LineTooLong(_too_long(self.limit))
-        if self.at_start:
-            line, self.at_start = line.removeprefix(BYTE_ORDER_MARK), False
-        return line.decode(errors="surrogateescape")
-
-
-def _csv_reader(file: BinaryIO, limit: int) -> Iterator[list[str]]:
-    csv.field_size_limit(limit)
-    return csv.reader(_CsvLines(file, limit), strict=True)
-
-
-def _csv_header(reader: Iterator[list[str]]) -> list[str]:
-    try:
-        return next(reader, [])
-    except (_LineTooLong, csv.Error) as error:
-        raise Misuse(f"the first line of a csv file holds no column names: {error}") from error
-
-
-def _csv_row(header: list[str], values: list[str]) -> Row | str:
-    if len(values) > len(header):
-        return f"invalid CSV: {len(values)} fields under {len(header)} column names"
-    try:
-        "".join(values).encode()
-    except UnicodeEncodeError as error:
-        return f"invalid UTF-8: byte 0x{ord(error.object[error.start]) - 0xDC00:02x} in the record"
-    return dict(zip(header, values, strict=False))
 
 
 def _parquet_batch(batch: Any) -> Iterator[Row | str]:

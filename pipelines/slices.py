@@ -10,7 +10,8 @@ from typing import BinaryIO
 
 import pyarrow.parquet as pq
 
-from pipelines.readers import READ_BYTES, csv_header, damaged_if_unreadable, format_of, json_rows, open_rows
+from pipelines.csv_records import csv_header
+from pipelines.readers import READ_BYTES, format_of, json_rows, open_rows, refused_if_unreadable
 from vae_core.config import Config
 from vae_core.errors import Misuse
 
@@ -121,7 +122,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _row_groups(path: Path, name: str, slice_bytes: int) -> Iterator[Slice]:
-    with damaged_if_unreadable(path), pq.ParquetFile(path) as file:
+    with refused_if_unreadable(path), pq.ParquetFile(path) as file:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     sizes = [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
     start, first, size, rows = 0, 1, 0, 0
@@ -134,7 +135,7 @@ def _row_groups(path: Path, name: str, slice_bytes: int) -> Iterator[Slice]:
 
 def _line_ranges(path: Path, name: str, slice_bytes: int) -> Iterator[Slice]:
     size, first = path.stat().st_size, 1
-    with path.open("rb") as file:
+    with open_rows(path) as file:
         start = 0
         while start < size:
             stop = _line_start(file, start + slice_bytes, size)
@@ -166,7 +167,7 @@ def _lines_between(file: BinaryIO, start: int, stop: int) -> int:
 
 def _declared_fields(path: Path) -> set[str]:
     if format_of(path).kind == "parquet":
-        with damaged_if_unreadable(path), pq.ParquetFile(path) as file:
+        with refused_if_unreadable(path), pq.ParquetFile(path) as file:
             return set(file.schema_arrow.names)
     with open_rows(path) as file:
         return set(csv_header(file, PEEKED_BYTES))

@@ -2,6 +2,10 @@ import csv
 import gzip
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -177,10 +181,38 @@ def test_bad_csv_records_are_rejected_and_quoted_newlines_kept(tmp_path: Path) -
     rows = read(config)
     assert [(r.position, r.text, r.metadata["n"]) for r in rows if isinstance(r, Document)] == [
         (1, "two\nlines", "1"),
-        (2, "short", None),
         (6, "end", "4"),
     ]
-    assert reasons(config) == {3: "invalid CSV", 4: "invalid UTF-8", 5: "invalid CSV"}
+    assert reasons(config) == {2: "invalid CSV", 3: "invalid CSV", 4: "invalid UTF-8", 5: "invalid CSV"}
+
+
+@pytest.mark.parametrize("padding", [0, 3_000_000])
+def test_a_quote_that_is_never_closed_costs_its_own_line_alone(tmp_path: Path, padding: int) -> None:
+    path = tmp_path / "a.csv"
+    rows = [f"row {number} {'x' * 90}" for number in range(1, 10 + padding // 100)]
+    path.write_text("\n".join(["text", *rows[:4], '"opened ' + "y" * 20, *rows[4:]]) + "\n")
+    found = read(CorpusConfig(files=(str(path),), max_bytes=1000))
+    assert [row.text for row in found if isinstance(row, Document)] == rows
+    (refused,) = (row for row in found if isinstance(row, Rejection))
+    assert refused.position == 5
+    assert "a quote is n" in refused.reason
+    assert "begins in line 6" in refused.reason
+
+
+def test_a_quote_that_another_record_closes_costs_the_lines_that_do_not_parse(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,n\n"one",1\n"two,2\nthree,3\n"four",4\nfive,5\n')
+    config = CorpusConfig(files=(str(path),))
+    assert [row.text for row in read(config) if isinstance(row, Document)] == ["one", "three", "four", "five"]
+    assert reasons(config) == {2: "invalid CSV"}
+
+
+def test_an_endless_line_in_an_open_quote_costs_those_two_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text\n"open\nfine\n' + "z" * 2_000_000 + "\nalso fine\n")
+    config = CorpusConfig(files=(str(path),), max_bytes=1000)
+    assert [row.text for row in read(config) if isinstance(row, Document)] == ["fine", "also fine"]
+    assert reasons(config) == {1: "invalid CSV", 3: "invalid CSV"}
 
 
 def test_invalid_utf8_in_parquet_costs_one_row(tmp_path: Path) -> None:
@@ -276,6 +308,42 @@ def test_a_truncated_file_is_named(tmp_path: Path, kind: str, write: Callable[[P
         read(CorpusConfig(files=(str(path),)))
 
 
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_a_compressed_file_without_a_byte_is_damaged(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"rows.jsonl.{ending}"
+    path.touch()
+    with pytest.raises(Damaged, match=f"{path.name} has no bytes"):
+        read(CorpusConfig(files=(str(path),)))
+
+
+UNREADABLE = """
+import os, sys
+from pipelines.corpus import CorpusConfig, corpus_inputs, plan_slices
+from vae_core.errors import Misuse
+if os.geteuid() == 0:
+    os.seteuid(65534)
+for step in (plan_slices, corpus_inputs):
+    try:
+        step(CorpusConfig(files=(sys.argv[1],)))
+    except Misuse as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv.gz", "a.txt", "a.parquet"])
+def test_a_file_that_may_not_be_read_is_named_with_the_reason(name: str) -> None:
+    """In a process without the rights of root, to which no file is closed."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder) / name
+        path.write_bytes(b"text")
+        path.chmod(0)
+        run = subprocess.run([sys.executable, "-c", UNREADABLE, path], capture_output=True, text=True, check=False)
+    lines = run.stdout.splitlines()
+    assert len(lines) == 2, run.stderr
+    assert all(line.startswith(f"{path} cannot be read: Permission denied; ") for line in lines)
+
+
 def test_files_of_one_name_get_ids_that_differ(tmp_path: Path) -> None:
     for folder in ("x", "x/y"):
         (tmp_path / folder).mkdir()
@@ -295,5 +363,7 @@ def test_inputs_hold_the_digest_of_the_content_and_remember_it(tmp_path: Path, m
     assert (item.uri, item.fingerprint) == (str(path), hashlib.sha256(path.read_bytes()).hexdigest())
     assert item.fingerprint in (tmp_path / "cache/latentbits/digests.json").read_text()
     assert corpus_inputs(config) == (item,)
-    path.write_bytes(b"lime\n" * 300_001)
+    times = path.stat()
+    path.write_bytes(b"lime\n" * 300_000)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert corpus_inputs(config)[0].fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -3,16 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vae_core.batch import Batch
-from vae_core.config import Config
+from vae_core.config import Config, of_default_kind
 from vae_core.decoders import BagOfWordsDecoder, BagOfWordsDecoderConfig, DecoderConfig, build_decoder
 from vae_core.encoders import EncoderConfig, TransformerEncoder, TransformerEncoderConfig, build_encoder
 from vae_core.errors import Damaged, Misuse
@@ -28,6 +28,12 @@ class Composition(Config):
     encoder: EncoderConfig = TransformerEncoderConfig()
     latent: LatentConfig = BernoulliMixtureConfig()
     decoder: DecoderConfig = BagOfWordsDecoderConfig()
+
+    @field_validator("encoder", "decoder", mode="before")
+    @classmethod
+    def _of_default_kind(cls, settings: Any, field: ValidationInfo) -> Any:
+        """Settings that name no kind are the default kind's."""
+        return of_default_kind(settings, cls.model_fields[str(field.field_name)].default)
 
 
 class VAEConfig(Composition):

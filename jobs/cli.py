@@ -1,7 +1,10 @@
 """The command line: each command parses, calls one function, and prints. Heavy imports live inside the commands."""
 
+import errno
 import json
+import os
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -12,6 +15,7 @@ from vae_core.errors import LatentbitsError, Misuse
 if TYPE_CHECKING:
     from jobs.console import Bar, Lines
 
+CTRL_C = 130
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -24,6 +28,10 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write the artifact t
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change one setting; may be repeated.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that was made from something else.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+Id = Annotated[str | None, typer.Option("--id", help="Field that names a document.")]
+Text = Annotated[str | None, typer.Option("--text", help="Field that holds the text, if it is not 'text'.")]
+Labels = Annotated[str | None, typer.Option("--labels", help="Field that holds labels.")]
+Metadata = Annotated[list[str] | None, typer.Option("--metadata", help="Field to keep for display; may be repeated.")]
 
 
 def main() -> None:
@@ -32,11 +40,34 @@ def main() -> None:
         app()
     except LatentbitsError as error:
         _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command again goes on where this one was", 130)
+    except SystemExit as end:
+        if end.code == CTRL_C:
+            typer.echo("stopped", err=True)
+        raise
     except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        _fail(f"{error.strerror or error}{place}", 1)
+        place = f": {error.filename}" if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "; make room on that disk, and the same command again goes on" if full else ""
+        _fail(f"{error.strerror or error}{place}{remedy}", 1)
+    finally:
+        _let_go_of_a_closed_pipe()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"latentbits {version('latentbits')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    del version
 
 
 @app.command()
@@ -49,9 +80,11 @@ def demo(
 
     Example: `latentbits demo --out runs/demo`
     """
-    from jobs.demo import run_demo
+    with _working() as progress:
+        from jobs.demo import print_demo, run_demo
 
-    run_demo(out, settings or [], overwrite=overwrite, progress=_progress())
+        made = run_demo(out, settings or [], overwrite=overwrite, progress=progress)
+    print_demo(made)
 
 
 @app.command()
@@ -68,12 +101,13 @@ def run(
 
     Example: `latentbits run newsgroups --set corpus.files=[ng20.parquet] --out runs/news`
     """
-    from jobs import tables
-    from jobs.config import load_config
-    from jobs.run import run as run_stages
+    with _working() as progress:
+        from jobs import tables
+        from jobs.config import load_config
+        from jobs.run import run as run_stages
 
-    loaded = load_config(config, [*(settings or []), *([f"out={json.dumps(str(out))}"] if out else [])])
-    result = run_stages(loaded, first=first, last=last, overwrite=overwrite, progress=_progress())
+        loaded = load_config(config, [*(settings or []), *([_out(out)] if out else [])])
+        result = run_stages(loaded, first=first, last=last, overwrite=overwrite, progress=progress)
     if as_json:
         _print_json(tables.run_facts(result))
     else:
@@ -84,10 +118,10 @@ def run(
 def tokenize(
     files: Annotated[list[str], typer.Argument(help="parquet, jsonl, csv, txt (.gz, .zst); globs.")],
     out: Out,
-    id_field: Annotated[str | None, typer.Option("--id", help="Field that names a document.")] = None,
-    text: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
-    labels: Annotated[str | None, typer.Option(help="Field that holds labels.")] = None,
-    metadata: Annotated[list[str] | None, typer.Option(help="Field to keep for display; may be repeated.")] = None,
+    id_field: Id = None,
+    text: Text = None,
+    labels: Labels = None,
+    metadata: Metadata = None,
     settings: Set = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -96,13 +130,14 @@ def tokenize(
 
     Example: `latentbits tokenize 'docs/*.jsonl' --id url --out runs/mine/shards`
     """
-    from jobs.config import load_config
-    from pipelines.tokenize import tokenize as tokenize_files
+    with _working() as progress:
+        from jobs.config import load_config
+        from pipelines.tokenize import tokenize as tokenize_files
 
-    config = load_config(None, settings or [])
-    fields = {"files": tuple(files), "id": id_field, "text": text, "labels": labels, "metadata": tuple(metadata or ())}
-    corpus = config.corpus.model_copy(update=fields)
-    _report(tokenize_files(corpus, out, config.tokenize, overwrite=overwrite, progress=_progress()), as_json)
+        config = load_config(None, settings or [])
+        corpus = config.corpus.model_copy(update=_fields(files, id_field, text, labels, metadata))
+        made = tokenize_files(corpus, out, config.tokenize, overwrite=overwrite, progress=progress)
+    _report(made, as_json)
 
 
 @app.command()
@@ -117,11 +152,12 @@ def pretrain(
 
     Example: `latentbits pretrain runs/mine/shards --out runs/mine/model --set model.latent.bits=128`
     """
-    from jobs.config import load_config
-    from pipelines.pretrain import pretrain as train_model
+    with _working() as progress:
+        from jobs.config import load_config
+        from pipelines.pretrain import pretrain as train_model
 
-    config = load_config(None, settings or [])
-    made = train_model(shards, out, config.model, config.pretrain, overwrite=overwrite, progress=_progress())
+        config = load_config(None, settings or [])
+        made = train_model(shards, out, config.model, config.pretrain, overwrite=overwrite, progress=progress)
     _report(made, as_json)
 
 
@@ -130,10 +166,10 @@ def encode(
     model: Annotated[Path, typer.Argument(help="Folder that `pretrain` wrote.")],
     files: Annotated[list[str], typer.Argument(help="Raw files, or one shards folder.")],
     out: Out,
-    id_field: Annotated[str | None, typer.Option("--id", help="Field that names a document.")] = None,
-    text: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
-    labels: Annotated[str | None, typer.Option(help="Field that holds labels.")] = None,
-    metadata: Annotated[list[str] | None, typer.Option(help="Field to keep for display; may be repeated.")] = None,
+    id_field: Id = None,
+    text: Text = None,
+    labels: Labels = None,
+    metadata: Metadata = None,
     settings: Set = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -142,14 +178,20 @@ def encode(
 
     Example: `latentbits encode runs/mine/model 'more/*.jsonl.zst' --id url --out more/codes`
     """
-    from jobs.config import load_config
-    from pipelines.encode import encode as encode_documents
+    with _working() as progress:
+        from jobs.config import load_config
+        from pipelines.encode import encode as encode_documents
 
-    config = load_config(None, settings or [])
-    fields = {"files": tuple(files), "id": id_field, "text": text, "labels": labels, "metadata": tuple(metadata or ())}
-    one_folder = len(files) == 1 and Path(files[0]).is_dir()
-    source = Path(files[0]) if one_folder else config.corpus.model_copy(update=fields)
-    made = encode_documents(model, source, out, config.encode, overwrite=overwrite, progress=_progress())
+        config = load_config(None, settings or [])
+        fields = _fields(files, id_field, text, labels, metadata)
+        if len(files) == 1 and Path(files[0]).is_dir():
+            if len(fields) > 1:
+                given = list(fields)[1]
+                raise Misuse(f"{files[0]} is a folder, and shards have their fields already; leave out --{given}")
+            source: Path | Any = Path(files[0])
+        else:
+            source = config.corpus.model_copy(update=fields)
+        made = encode_documents(model, source, out, config.encode, overwrite=overwrite, progress=progress)
     _report(made, as_json)
 
 
@@ -165,11 +207,13 @@ def index(
 
     Example: `latentbits index runs/mine/codes --out runs/mine/index`
     """
-    from jobs.config import load_config
-    from pipelines.index import index as build_index
+    with _working() as progress:
+        from jobs.config import load_config
+        from pipelines.index import index as build_index
 
-    config = load_config(None, settings or [])
-    _report(build_index(codes, out, config.index, overwrite=overwrite, progress=_progress()), as_json)
+        config = load_config(None, settings or [])
+        made = build_index(codes, out, config.index, overwrite=overwrite, progress=progress)
+    _report(made, as_json)
 
 
 @app.command()
@@ -196,11 +240,15 @@ def query(
 
     if (text is None) == (input_file is None):
         raise Misuse('give either a text or --input FILE, for example: latentbits query runs/demo/index "sort a list"')
+    if output_file is not None and input_file is None:
+        raise Misuse("--output goes with --input; for one query, add > FILE")
     if input_file is not None:
         count = answer_file(index, input_file, output_file, k=k, rank=rank, model=model)
         typer.echo(f"{count:,} queries answered" + (f" in {output_file}" if output_file else ""), err=True)
         return
     found = answer(index, [text or ""], k=k, rank=rank, model=model)[0]
+    if found["known_words"] == 0:
+        typer.echo("the model knows no word of this query: the hits mean nothing", err=True)
     if as_json:
         _print_json(found)
     else:
@@ -219,14 +267,15 @@ def evaluate(
 
     Example: `latentbits evaluate runs/demo`
     """
-    from jobs.config import load_config
-    from jobs.run import run as run_stages
+    with _working() as progress:
+        from jobs.config import load_config
+        from jobs.run import run as run_stages
 
-    loaded = load_config(config, [*(settings or []), f"out={json.dumps(str(run_folder))}"])
-    result = run_stages(loaded, first="evaluate", overwrite=overwrite, progress=_progress())
+        loaded = load_config(config, [*(settings or []), _out(run_folder)])
+        result = run_stages(loaded, first="evaluate", overwrite=overwrite, progress=progress)
     report = result.artifact("evaluate").path
     if as_json:
-        typer.echo((report / "report.json").read_text())
+        _print_json(json.loads((report / "report.json").read_text()))
     else:
         typer.echo(f"{report / 'report.html'}\n{report / 'report.json'}")
 
@@ -264,19 +313,29 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json([asdict(finding) for finding in findings])
+        _print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         tables.print_findings(findings)
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
 
 
-def _progress() -> "Bar | Lines":
-    from rich.console import Console
+def _working() -> "AbstractContextManager[Bar | Lines]":
+    from jobs.console import working
 
-    from jobs.console import progress_to
+    return working()
 
-    return progress_to(Console(stderr=True))
+
+def _out(folder: Path) -> str:
+    return f"out={json.dumps(str(folder))}"
+
+
+def _fields(
+    files: list[str], id_field: str | None, text: str | None, labels: str | None, metadata: list[str] | None
+) -> dict[str, Any]:
+    """The corpus settings that options gave; the others stay as --set, or the defaults, have them."""
+    given = {"files": tuple(files), "id": id_field, "text": text, "labels": labels}
+    return {name: value for name, value in given.items() if value} | ({"metadata": tuple(metadata)} if metadata else {})
 
 
 def _report(artifact: Any, as_json: bool) -> None:
@@ -298,3 +357,11 @@ def _print_json(value: Any) -> None:
 def _fail(message: str, status: int) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     sys.exit(status)
+
+
+def _let_go_of_a_closed_pipe() -> None:
+    """Where whoever read the output has gone, as head does, there is nobody to tell."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

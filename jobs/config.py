@@ -1,15 +1,15 @@
 """One YAML file -> one RunConfig; `--set a.b=c` changes single values of it."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from jobs.config_errors import message
 from pipelines.corpus import CorpusConfig
 from pipelines.encode import EncodeConfig
 from pipelines.evaluate import EvaluateConfig
@@ -25,7 +25,7 @@ class QueriesConfig(Config):
     """Which documents `evaluate` asks with: as in `corpus`, but other files or other rows."""
 
     files: tuple[str, ...] | None = None
-    where: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 class TrackingConfig(Config):
@@ -66,10 +66,12 @@ def load_config(source: str | None, settings: Sequence[str] = ()) -> RunConfig:
     tree = {} if source is None else _read(source)
     for setting in settings:
         _apply(tree, setting)
+    _add_kinds(tree, RunConfig().model_dump(mode="json"))
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise Misuse(f"{source or 'the settings'}: " + "\n  ".join(map(_message, error.errors()))) from None
+        place = source or "the settings"
+        raise Misuse(f"{place}: " + "\n  ".join(message(one, tree, RunConfig) for one in error.errors())) from None
 
 
 def recipes() -> list[str]:
@@ -80,14 +82,12 @@ def recipes() -> list[str]:
 
 def _read(source: str) -> dict[str, Any]:
     path = Path(source)
-    if path.is_dir() or not path.exists():
-        if source not in recipes():
-            near = difflib.get_close_matches(source, recipes(), 1)
-            hint = f"; nearest recipe: {near[0]}" if near else ""
-            raise Misuse(f"no file {source} and no recipe of that name{hint}; recipes: {', '.join(recipes())}")
+    if path.is_file():
+        text = _text(path)
+    elif source in recipes():
         text = resources.files("jobs.recipes").joinpath(f"{source}.yaml").read_text()
     else:
-        text = _text(path)
+        raise _no_config(path, source)
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -97,11 +97,23 @@ def _read(source: str) -> dict[str, Any]:
     return tree
 
 
+def _no_config(path: Path, source: str) -> Misuse:
+    names = ", ".join(recipes())
+    if path.exists():
+        what = "a folder" if path.is_dir() else "no regular file"
+        return Misuse(f"{source} is {what}; give a YAML file, or one of the recipes {names}")
+    near = difflib.get_close_matches(source, recipes(), 1)
+    hint = f"; nearest recipe: {near[0]}" if near else ""
+    return Misuse(f"no file {source} and no recipe of that name{hint}; recipes: {names}")
+
+
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Misuse(f"{path} is not a text file: byte {error.start} is not UTF-8") from None
+        raise Misuse(f"{path} is not a text file: byte {error.start} is not UTF-8; give a YAML file") from None
+    except OSError as error:
+        raise Misuse(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _apply(tree: dict[str, Any], setting: str) -> None:
@@ -110,26 +122,23 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
         raise Misuse(f"--set {setting}: write it as --set a.b=value, for example --set model.latent.bits=32")
     *sections, last = key.split(".")
     for section in sections:
-        held = tree.setdefault(section, {})
-        if not isinstance(held, dict):
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
             raise Misuse(f"--set {setting}: {section} is a value, not a section")
-        tree = held
     try:
         tree[last] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise Misuse(f"--set {setting}: {value!r} is not a YAML value") from None
+        quoted = "a name that begins with * or holds a colon needs quotes: 'corpus.files=[\"*.jsonl\"]'"
+        raise Misuse(f"--set {setting}: {value!r} is not a YAML value; {quoted}") from None
 
 
-def _message(error: Any) -> str:
-    place = [str(step) for step in error["loc"]]
-    key = ".".join(place)
-    if error["type"] != "extra_forbidden":
-        return f"{key}: {error['msg']}, got {error['input']!r}"
-    near = difflib.get_close_matches(place[-1], _keys(RunConfig.model_json_schema()), 1, cutoff=0.5)
-    return f"no setting {key}" + (f"; nearest: {near[0]}" if near else "")
-
-
-def _keys(schema: dict[str, Any]) -> list[str]:
-    """Every key that occurs anywhere in the configuration."""
-    sections = [schema, *schema.get("$defs", {}).values()]
-    return sorted({name for section in sections for name in section.get("properties", {})})
+def _add_kinds(tree: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Where settings of a component are given without its kind, they are those of the default kind."""
+    for name, section in tree.items():
+        default = defaults.get(name)
+        if isinstance(section, dict) and isinstance(default, dict):
+            if "kind" in default:
+                section.setdefault("kind", default["kind"])
+            _add_kinds(section, default)

@@ -4,21 +4,23 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jobs.config import RunConfig, load_config
+from jobs.console import results
 from jobs.docstrings import write_docstrings
 from jobs.run import RunResult, run
-from jobs.tables import console, stage_table
+from jobs.tables import stage_table
 from pipelines.artifact import Artifact
 from pipelines.baselines import simhash
 from pipelines.corpus import Document
 from pipelines.encoder import Encoder
 from pipelines.progress import Progress
-from pipelines.scatter import cluster
+from pipelines.scatter import shared_cluster
 from pipelines.search import Index, nearest_codes
 from pipelines.shards import record_batches
 
@@ -32,28 +34,42 @@ FLOAT_DIMENSIONS = 384
 """Of a small sentence encoder, such as all-MiniLM-L6-v2; what a float32 embedding would take is counted with it."""
 
 
-def run_demo(out: Path, settings: Sequence[str], *, overwrite: bool, progress: Progress) -> None:
-    """Collect, train, encode, index, measure and ask; prints tables. A second call finds everything done."""
+class Demo(NamedTuple):
+    """A finished demo."""
+
+    config: RunConfig
+    result: RunResult
+    seconds: float
+
+
+def run_demo(out: Path, settings: Sequence[str], *, overwrite: bool, progress: Progress) -> Demo:
+    """Collect, train, encode, index and measure. A second call finds everything done."""
     began = time.monotonic()
     corpus = out / "docstrings.jsonl"
-    with cluster():
+    config = load_config(
+        "demo", [f"out={json.dumps(str(out))}", f"corpus.files=[{json.dumps(str(corpus))}]", *settings]
+    )
+    with shared_cluster():
         if overwrite or not corpus.exists():
             corpus.parent.mkdir(parents=True, exist_ok=True)
             write_docstrings(corpus, progress=progress)
-        config = load_config(
-            "demo", [f"out={json.dumps(str(out))}", f"corpus.files=[{json.dumps(str(corpus))}]", *settings]
-        )
         result = run(config, overwrite=overwrite, progress=progress)
-    console.print(f"\nDone in {time.monotonic() - began:.0f} s.\n")
-    console.print(stage_table(result.stages))
-    report = json.loads((result.artifact("evaluate").path / "report.json").read_text())
-    _print_health(report)
-    _print_queries(result)
-    _print_quality(report)
-    _print_next(config, out)
+    return Demo(config, result, time.monotonic() - began)
 
 
-def _print_health(report: dict[str, Any]) -> None:
+def print_demo(demo: Demo) -> None:
+    """What the run made, hits beside a baseline's, the figures, and where to look next."""
+    console = results()
+    console.print(f"\nDone in {demo.seconds:.0f} s.\n")
+    console.print(stage_table(demo.result.stages))
+    report = json.loads((demo.result.artifact("evaluate").path / "report.json").read_text())
+    _print_health(console, report)
+    _print_queries(console, demo.result)
+    _print_quality(console, report)
+    _print_next(console, demo.config)
+
+
+def _print_health(console: Console, report: dict[str, Any]) -> None:
     health = report["code_health"]
     lowest, highest = min(health["bit_means"]), max(health["bit_means"])
     console.print(
@@ -63,7 +79,7 @@ def _print_health(report: dict[str, Any]) -> None:
     )
 
 
-def _print_queries(result: RunResult) -> None:
+def _print_queries(console: Console, result: RunResult) -> None:
     """Each query's hits beside those of SimHash with as many bits over the same words."""
     index = Index.open(result.artifact("index").path)
     encoder = Encoder.load(result.artifact("pretrain").path)
@@ -73,9 +89,11 @@ def _print_queries(result: RunResult) -> None:
     ours = index.search(encoder.encode(asked).log_odds, HITS).rows
     theirs = nearest_codes(codes, baseline.encode([asked]).bytes_NC.numpy(), HITS)
     for number, text in enumerate(QUERIES):
-        table = Table(title=f'\n"{text}"', box=None, title_justify="left", title_style="bold", pad_edge=False)
-        table.add_column(f"latentbits, {index.bits} bits", overflow="ellipsis", no_wrap=True, ratio=1)
-        table.add_column(f"SimHash, {index.bits} bits", overflow="ellipsis", no_wrap=True, ratio=1)
+        table = Table(
+            title=f'\n"{text}"', box=None, title_justify="left", title_style="bold", pad_edge=False, expand=True
+        )
+        table.add_column(f"latentbits, {index.bits} bits", overflow="fold", ratio=1)
+        table.add_column(f"SimHash, {index.bits} bits", overflow="fold", ratio=1)
         pairs = zip(index.documents(ours[number]), index.documents(theirs[number]), strict=True)
         for our, their in pairs:
             table.add_row(escape(our["id"]), escape(their["id"]))
@@ -86,7 +104,7 @@ def _documents(shards: Artifact) -> list[Any]:
     return [batch for path in shards.files(".arrow") for batch in record_batches(path)]
 
 
-def _print_quality(report: dict[str, Any]) -> None:
+def _print_quality(console: Console, report: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("codes of the same size", "P@10 by package", "P@100"):
         table.add_column(name, justify="left" if name.startswith("codes") else "right")
@@ -104,7 +122,8 @@ def _print_quality(report: dict[str, Any]) -> None:
     )
 
 
-def _print_next(config: RunConfig, out: Path) -> None:
+def _print_next(console: Console, config: RunConfig) -> None:
+    out = config.out
     uri = config.tracking.uri or f"sqlite:///{out.resolve().parent}/mlflow.db"
     console.print("\n[bold]Where to look next[/bold]", highlight=False)
     for line in (

@@ -26,6 +26,8 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
     try:
         artifact = Artifact.open(path)
     except Unfinished:
+        if not (path / UNFINISHED / "plan.json").exists():
+            raise
         return _unfinished(path)
     if verify:
         artifact.verify()

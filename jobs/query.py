@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO, cast, get_args
 
 from pipelines.artifact import replacing
 from pipelines.corpus import Document
@@ -24,7 +24,12 @@ def answer(
     `known_words` counts the query's words that the model knows; without any the hits mean nothing.
     Raises Misuse or Stale where the index, the model or the ranking do not fit.
     """
-    return list(_answers(*_opened(index, model), texts, k, _rank(rank)))
+    if not all(text.strip() for text in texts):
+        raise Misuse(
+            'the query is empty; say what to look for, for example: latentbits query runs/demo/index "sort a list"'
+        )
+    ranking = _rank(rank)
+    return list(_answers(*_opened(index, model), texts, k, ranking))
 
 
 def answer_file(
@@ -36,7 +41,12 @@ def answer_file(
     """
     ranking = _rank(rank)
     if not source.is_file():
-        raise Misuse(f"no file {source}; --input takes a file with one query a line")
+        what = "is a folder" if source.is_dir() else "is not there"
+        raise Misuse(f"{source} {what}; --input takes a file with one query a line")
+    if target is not None and not target.parent.is_dir():
+        raise Misuse(f"--output {target}: there is no folder {target.parent}; make it first")
+    if target is not None and target.is_dir():
+        raise Misuse(f"--output {target} is a folder; give a file")
     searched, encoder = _opened(index, model)
     with source.open(encoding="utf-8") as lines:
         answers = _answers(searched, encoder, _queries(source, lines), k, ranking)
@@ -54,7 +64,7 @@ def _opened(index: Path, model: Path | None) -> tuple[Index, Encoder]:
 
 
 def _answers(index: Index, encoder: Encoder, texts: Iterable[str], k: int, rank: Rank) -> Iterator[dict[str, Any]]:
-    waiting = iter(texts)
+    waiting, k = iter(texts), min(k, len(index))
     while some := list(islice(waiting, AT_ONCE)):
         table = encoder.tokenizer.table([Document(str(n), text, [], {}, "query", n) for n, text in enumerate(some)])
         found = hits(index, index.search(encoder.encode(table).log_odds, k, rank))
@@ -79,7 +89,7 @@ def _queries(source: Path, lines: TextIO) -> Iterator[str]:
 
 def _text(row: Any) -> str:
     text = row.get("text") if isinstance(row, dict) else row
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text.strip():
         raise ValueError("no text in it")
     return text
 
@@ -89,6 +99,6 @@ def _write(answers: Iterator[dict[str, Any]], file: TextIO) -> int:
 
 
 def _rank(name: str) -> Rank:
-    if name not in ("log-odds", "hamming"):
-        raise Misuse(f"--rank {name}: choose log-odds or hamming")
+    if name not in get_args(Rank):
+        raise Misuse(f"--rank {name}: choose {' or '.join(get_args(Rank))}")
     return cast(Rank, name)

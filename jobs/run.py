@@ -12,12 +12,15 @@ from pipelines.evaluate import evaluate
 from pipelines.index import index
 from pipelines.pretrain import pretrain
 from pipelines.progress import Progress, Silent
-from pipelines.scatter import cluster
+from pipelines.scatter import shared_cluster
+from pipelines.slices import find_files
 from pipelines.tokenize import tokenize
 from pipelines.tracking import NoTracking, Tracker, Tracking, sqlite_uri
 from vae_core.errors import Misuse
 
 STAGES = ("tokenize", "pretrain", "encode", "index", "evaluate")
+READS = {"pretrain": ("shards",), "encode": ("shards", "model"), "index": ("codes",), "evaluate": ("index", "model")}
+"""The folders that a stage reads, of those that earlier stages write."""
 SENDING_S = 30.0
 """How long a finished run waits for the tracking server to take the rest."""
 
@@ -54,15 +57,17 @@ def run(
 ) -> RunResult:
     """Do the stages from `first` to `last` on one Ray cluster and return what they made.
 
-    Raises Misuse for an unknown stage or a stale artifact, and what the stages raise.
+    Ray is started by the first stage that has work for it. Raises Misuse for an unknown stage, for one that lacks
+    what an earlier one makes, and for a stale artifact, and what the stages raise.
     """
     chosen = _chosen(first, last)
+    _require_origins(config, chosen)
     tracking = _tracking(config)
     stages = _stages(config, overwrite, progress, tracking)
     done: list[Done] = []
     failed = True
     try:
-        with cluster():
+        with shared_cluster():
             done = [_timed(stage, config.out / folder, make) for stage, folder, make in stages if stage in chosen]
         failed = False
     finally:
@@ -78,6 +83,19 @@ def _chosen(first: str, last: str) -> tuple[str, ...]:
     if not chosen:
         raise Misuse(f"--from {first} comes after --until {last}; the order is {', '.join(STAGES)}")
     return chosen
+
+
+def _require_origins(config: RunConfig, chosen: tuple[str, ...]) -> None:
+    """Raise Misuse where what the first stage reads is missing, before anything is written."""
+    if chosen[0] == STAGES[0]:
+        find_files(config.corpus.files)
+        return
+    for name in READS[chosen[0]]:
+        if not (config.out / name).is_dir():
+            raise Misuse(
+                f"{chosen[0]} reads {config.out / name}, which is not there; "
+                f"give the folder of a run that has it, or run the stages before {chosen[0]} first"
+            )
 
 
 def _stages(
@@ -101,7 +119,8 @@ def _stages(
 
     def make_report(out: Path) -> Artifact:
         how, queries = config.evaluate, config.query_corpus()
-        return evaluate(index_, model, out, how, queries=queries, shards=shards, overwrite=overwrite, progress=progress)
+        known = shards if shards.exists() else None
+        return evaluate(index_, model, out, how, queries=queries, shards=known, overwrite=overwrite, progress=progress)
 
     return [
         ("tokenize", "shards", make_shards),

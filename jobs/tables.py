@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from jobs.console import results
 from jobs.doctor import Finding
 from jobs.run import Done, RunResult
 
 SNIPPET = 90
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
-console = Console(soft_wrap=False)
 
 
 def run_facts(result: RunResult) -> dict[str, Any]:
@@ -35,13 +34,14 @@ def run_facts(result: RunResult) -> dict[str, Any]:
 
 def print_run(result: RunResult, out: Path) -> None:
     """The stages of a run, and where to look next."""
+    console = results()
     console.print(stage_table(result.stages))
     if result.unsent:
         console.print(f"{result.unsent:,} tracking records wait in {out / '.tracking'} and are sent by the next run")
     if (out / "report" / "report.html").exists():
-        console.print(f"report: {out / 'report' / 'report.html'}")
+        console.print(f"report: {out / 'report' / 'report.html'}", soft_wrap=True)
     if (out / "index").exists():
-        console.print(f'ask it: latentbits query {out / "index"} "your words"')
+        console.print(f'ask it: latentbits query {out / "index"} "your words"', soft_wrap=True)
 
 
 def stage_table(stages: Sequence[Done]) -> Table:
@@ -51,20 +51,21 @@ def stage_table(stages: Sequence[Done]) -> Table:
         table.add_column(name, justify="left" if name == "stage" else "right")
     for done in stages:
         rows = _rows(done)
-        rate = "up to date" if done.skipped else f"{rows / max(done.seconds, 1e-9):,.0f}"
-        table.add_row(done.stage, f"{rows:,}", f"{done.seconds:.1f}", rate)
+        rate = rows / max(done.seconds, 1e-9)
+        speed = "up to date" if done.skipped else f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+        table.add_row(done.stage, f"{rows:,}", f"{done.seconds:.1f}", speed)
     return table
 
 
 def print_hits(found: dict[str, Any]) -> None:
     """The hits of one query, best first."""
-    if found["known_words"] == 0:
-        console.print("[yellow]the model knows no word of this query: the hits below mean nothing[/yellow]")
-    table = Table(box=None, pad_edge=False)
+    console = results()
+    table = Table(box=None, pad_edge=False, expand=True)
     for name in ("score", "distance"):
-        table.add_column(name, justify="right")
-    table.add_column("id", overflow="fold")
-    table.add_column("text", no_wrap=True, overflow="ellipsis")
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    widest = max((len(hit["id"]) for hit in found["hits"]), default=2)
+    table.add_column("id", overflow="fold", width=min(max(widest, 2), console.width // 2))
+    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for hit in found["hits"]:
         snippet = escape(" ".join(hit["text"].split())[:SNIPPET])
         table.add_row(f"{hit['score']:.2f}", str(hit["distance"]), escape(hit["id"]), snippet)
@@ -90,7 +91,7 @@ def print_description(facts: dict[str, Any]) -> None:
             for name, value in facts[title].items():
                 branch.add(f"{name}: {_short(value)}")
     _add_origins(tree.add("made from"), facts["made_from"])
-    console.print(tree)
+    results().print(tree)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
@@ -98,7 +99,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
     for finding in findings:
         colour = COLOURS[finding.state]
         remedy = f"\n{'':10}{finding.remedy}" if finding.remedy else ""
-        console.print(f"[{colour}]{finding.state:>8}[/{colour}]  [bold]{finding.name}[/bold]: {finding.what}{remedy}")
+        results().print(f"[{colour}]{finding.state:>8}[/{colour}]  [bold]{finding.name}[/bold]: {finding.what}{remedy}")
 
 
 def _rows(done: Done) -> int:

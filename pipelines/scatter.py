@@ -1,19 +1,27 @@
 """The door to Ray: run one worker over many items on every core of the cluster, with retries."""
 
+import errno
 import logging
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from vae_core.errors import LatentbitsError
+import psutil
+
+from vae_core.errors import LatentbitsError, Misuse
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 RETRIES = 3
 """How often an item is tried again after the process or the node that held it died."""
 LONGEST_NAME = 200
+MEMORY_BYTES = 1_500_000_000
+"""Free memory below which a local Ray is not started: its daemons and two workers with torch take about as much."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SHARED: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
 
 
 def scatter(
@@ -48,12 +56,43 @@ def scatter(
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A connection to Ray: the one that is open, the cluster at RAY_ADDRESS, or one started here and ended after."""
+    """A connection to Ray: the one that is open, the cluster at RAY_ADDRESS, or one started here and ended after.
+
+    Raises Misuse where this machine has too little free memory to start one.
+    """
     import ray
 
+    shared = _SHARED.get()
     if ray.is_initialized():
         yield
+    elif shared is not None:
+        shared.enter_context(_started())
+        yield
+    else:
+        with _started():
+            yield
+
+
+@contextmanager
+def shared_cluster() -> Iterator[None]:
+    """What `cluster` opens first in this block stays open to its end; where nothing needs Ray, none is started."""
+    if _SHARED.get() is not None:
+        yield
         return
+    with ExitStack() as stack:
+        token = _SHARED.set(stack)
+        try:
+            yield
+        finally:
+            _SHARED.reset(token)
+
+
+@contextmanager
+def _started() -> Iterator[None]:
+    import ray
+
+    if not os.environ.get("RAY_ADDRESS"):
+        _require_memory()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
@@ -61,6 +100,15 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_memory() -> None:
+    free = psutil.virtual_memory().available
+    if free < MEMORY_BYTES:
+        raise Misuse(
+            f"{free / 1e9:.1f} GB of memory is free, and Ray with its workers needs {MEMORY_BYTES / 1e9:.1f} GB or more; "
+            f"end other programs, or name a cluster in RAY_ADDRESS"
+        )
 
 
 class _Worker:
@@ -77,7 +125,7 @@ class _Worker:
         except LatentbitsError as error:
             return None, error
         except Exception as error:  # whatever a worker raises, the caller is to hear of it in a form that pickles
-            wrapped = LatentbitsError(f"a worker failed on {_shortened(item)}: {type(error).__name__}: {error}")
+            wrapped = LatentbitsError(_failure(item, error))
             wrapped.add_note(traceback.format_exc())
             return None, wrapped
 
@@ -94,6 +142,13 @@ def _reported(pool: Any) -> Any:
     if error is not None:
         raise error
     return result
+
+
+def _failure(item: Any, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in FULL:
+        place = f" {error.filename}" if error.filename else ""
+        return f"cannot write{place}: {error.strerror}; make room on that disk, and the same command again goes on"
+    return f"a worker failed on {_shortened(item)}: {type(error).__name__}: {error}"
 
 
 def _shortened(item: Any) -> str:

@@ -40,8 +40,7 @@ def save(engine: Any, folder: Path, step: int) -> None:
         stage = engine.zero_optimization_stage()
         receipt = Checkpoint(step=step, world_size=dist.get_world_size(), zero_stage=stage, files=files)
         write_text(written / RECEIPT, receipt.model_dump_json(indent=1))
-        for old in sorted(folder.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old)
+        _prune(folder, written)
     dist.barrier()
 
 
@@ -68,6 +67,14 @@ def restore(engine: Any, folder: Path, checkpoint: Checkpoint) -> None:
 
 def _tag(step: int) -> str:
     return f"step-{step:09d}"
+
+
+def _prune(folder: Path, newest: Path) -> None:
+    """Remove what is older than KEPT checkpoints, and what was passed over because it was broken."""
+    every = sorted(folder.glob("step-*"))
+    place = every.index(newest)
+    for needless in every[: max(0, place + 1 - KEPT)] + every[place + 1 :]:
+        shutil.rmtree(needless)
 
 
 def _data_files(folder: Path) -> list[Path]:

@@ -16,10 +16,12 @@ from pipelines.progress import Progress, Silent
 from pipelines.scatter import cluster
 from pipelines.tracking import NoTracking, Tracker
 from pipelines.training import EXPORT, FAILURE, METRICS, Job, PretrainConfig, Schedule, train
+from vae_core import errors
 from vae_core.errors import LatentbitsError, Misuse
 from vae_core.model import CONFIG_FILE, WEIGHTS_FILE, Composition, VAEConfig
 
 RESTARTS = 3
+RAY_FILES = "ray"
 FROM_SHARDS = ("tokenizer.json", "vocabulary.parquet")
 
 
@@ -39,6 +41,7 @@ def pretrain(
     Raises Misuse where the settings cannot be met, and LatentbitsError where training failed.
     """
     source = Artifact.open(shards, "shards")
+    config.require_shares(source.manifest.statistics["documents"])
     settings = {"model": model.model_dump(mode="json"), "pretrain": _settings(config)}
     plan = Plan(kind="model", config=settings, inputs=(source.as_input("shards"),))
     draft = begin(out, plan, overwrite=overwrite)
@@ -58,8 +61,11 @@ def pretrain(
 
 
 def _settings(config: PretrainConfig) -> dict[str, Any]:
-    """What decides the model: how often metrics and checkpoints are written does not."""
-    return config.model_dump(mode="json", exclude={"log_every", "checkpoint_every", "gpus"})
+    """What decides the model: not where it is trained, nor how often metrics and checkpoints are written.
+
+    With another number of workers the noise of training is another, the order of documents is not.
+    """
+    return config.model_dump(mode="json", exclude={"log_every", "checkpoint_every", "gpus", "workers"})
 
 
 def _sized(model: Composition, shards: Artifact) -> VAEConfig:
@@ -69,28 +75,28 @@ def _sized(model: Composition, shards: Artifact) -> VAEConfig:
 
 
 def _run(job: Job, schedule: Schedule, progress: Progress, tracking: Tracker) -> None:
-    watcher = _Watcher(job.scratch / METRICS, schedule.steps, progress, tracking)
+    failure = job.scratch / FAILURE
+    failure.unlink(missing_ok=True)
     with cluster():
+        cores = _cores_each(job.config)
+        watcher = _Watcher(job.scratch / METRICS, schedule.steps, progress, tracking)
         watcher.start()
         try:
-            _fit(job)
+            _fit(job, cores)
         finally:
             watcher.stop()
-    if (job.scratch / FAILURE).exists():
-        reason = (job.scratch / FAILURE).read_text()
-        (job.scratch / FAILURE).unlink()
-        raise LatentbitsError(reason)
+            shutil.rmtree(job.scratch / RAY_FILES, ignore_errors=True)
+    if failure.exists():
+        raise _recorded(failure)
 
 
-def _fit(job: Job) -> None:
+def _fit(job: Job, cores: int) -> None:
+    """Train on workers of so many cores each; those that die are started again, RESTARTS times."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    cores = int(ray.cluster_resources().get("CPU", 1)) // job.config.workers
-    if cores < 1:
-        raise Misuse(f"pretrain.workers is {job.config.workers}, and the cluster has fewer cores than that")
     scaling = ScalingConfig(
         num_workers=job.config.workers, use_gpu=job.config.gpus, resources_per_worker={"CPU": cores}
     )
@@ -100,14 +106,32 @@ def _fit(job: Job) -> None:
         scaling_config=scaling,
         run_config=RunConfig(
             name="train",
-            storage_path=str(job.scratch.resolve() / "ray"),
+            storage_path=str(job.scratch / RAY_FILES),
             failure_config=FailureConfig(max_failures=RESTARTS),
         ),
     )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _reason(error) from error
+        if not (job.scratch / FAILURE).exists():
+            raise _reason(error) from None
+
+
+def _cores_each(config: PretrainConfig) -> int:
+    """The most cores that each of the workers can have on the cluster's nodes. Raises Misuse where there is no room."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if config.gpus and gpus < config.workers:
+        raise Misuse(f"pretrain.workers is {config.workers} with a GPU each, and the cluster has {gpus} GPUs")
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    for each in range(max(cores, default=0), 0, -1):
+        if sum(available // each for available in cores) >= config.workers:
+            return each
+    raise Misuse(
+        f"pretrain.workers is {config.workers}, and the cluster has {sum(cores)} cores; set it to {sum(cores)} or less"
+    )
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -117,15 +141,21 @@ def _worker(config: dict[str, Any]) -> None:
     train(config["job"])
 
 
+def _recorded(failure: Path) -> LatentbitsError:
+    """The error that a worker left, as it was raised."""
+    left = json.loads(failure.read_text())
+    failure.unlink()
+    kind: type[LatentbitsError] = getattr(errors, left["kind"], LatentbitsError)
+    return kind(left["message"])
+
+
 def _reason(error: Exception) -> LatentbitsError:
-    """What the first failed worker raised, in our words where it was one of ours."""
+    """What the first failed worker raised, in one line; its traceback goes along as a note."""
     failures = getattr(error, "worker_failures", {}) or {}
-    first = next(iter(failures.values()), error)
-    cause = getattr(first, "cause", None) or first
-    if isinstance(cause, LatentbitsError):
-        return type(cause)(*cause.args)
-    line = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
-    return LatentbitsError(f"training failed {RESTARTS + 1} times, the last time with: {line}")
+    lines = str(next(iter(failures.values()), error)).strip().splitlines() or [type(error).__name__]
+    reason = LatentbitsError(f"training failed {RESTARTS + 1} times, the last time with: {lines[-1]}")
+    reason.add_note(str(error))
+    return reason
 
 
 def _collect(draft: Draft, source: Artifact, schedule: Schedule) -> list[Part]:

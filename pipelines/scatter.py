@@ -106,7 +106,7 @@ def _require_memory() -> None:
     free = psutil.virtual_memory().available
     if free < MEMORY_BYTES:
         raise Misuse(
-            f"{free / 1e9:.1f} GB of memory is free, and Ray with its workers needs {MEMORY_BYTES / 1e9:.1f} GB or more; "
+            f"{free / 1e9:.1f} GB of memory is free, and Ray with its workers needs {MEMORY_BYTES / 1e9:.1f} GB; "
             f"end other programs, or name a cluster in RAY_ADDRESS"
         )
 

@@ -1,4 +1,4 @@
-"""The door to DeepSpeed: what every training worker runs, from the first step or from a checkpoint to the last."""
+"""What every training worker runs, from the first step or from a checkpoint to the last."""
 
 import json
 import math
@@ -8,43 +8,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from pydantic import Field
 
 from pipelines import checkpoint
 from pipelines.artifact import Artifact, write_text
 from pipelines.batches import digest, rows_of_step, rows_of_worker, steps_per_epoch
+from pipelines.engine import PretrainConfig, build_engine
 from pipelines.shards import Shards
-from vae_core.config import Config
-from vae_core.errors import LatentbitsError, Misuse
+from vae_core.errors import LatentbitsError
 from vae_core.model import VAE, Terms, VAEConfig
-from vae_core.objectives import Beta, Loss, RateConfig, loss
+from vae_core.objectives import Loss, loss
 
-METRICS, EXPORT, FAILURE, CHECKPOINTS = "metrics.jsonl", "export", "failure.txt", "checkpoints"
+METRICS, EXPORT, FAILURE, CHECKPOINTS = "metrics.jsonl", "export", "failure.json", "checkpoints"
+__all__ = ["Job", "PretrainConfig", "Schedule", "train"]
 SAMPLE = 50_000
 """Documents from which the encoder's first term vectors are computed."""
-
-
-class PretrainConfig(Config):
-    """Settings of training; those of the model itself are its composition."""
-
-    epochs: float = Field(default=20, gt=0)
-    batch_size: int = Field(default=256, ge=1, description="documents of one step, over all workers")
-    learning_rate: float = Field(default=3e-3, gt=0)
-    block_learning_rate: float = Field(default=1e-3, gt=0, description="of the Transformer blocks")
-    rate: RateConfig = Beta()
-    workers: int = Field(default=1, ge=1)
-    accumulation: int = Field(default=1, ge=1, description="micro-batches of a step, where one does not fit")
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    gpus: bool = Field(default=False, description="one GPU for each worker")
-    seed: int = 0
-    log_every: int = Field(default=10, ge=1)
-    checkpoint_every: int | None = Field(default=None, ge=1, description="steps; null: a twentieth of training")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +43,38 @@ def train(job: Job) -> None:
     """Train in step with the other workers; leaves the model in `scratch/export`.
 
     Metrics go to `scratch/metrics.jsonl`, one line a logged step, and checkpoints to `scratch/checkpoints`. Where the
-    loss is not a number all workers stop and the reason is in `scratch/failure.txt`.
+    loss is not a number all workers stop. What went wrong, where it is a LatentbitsError, is in `scratch/failure.json`;
+    a worker that finds one there, since Ray starts failed workers again, has nothing to do.
     """
-    shards = Shards(Artifact.open(job.shards, "shards"))
-    schedule = Schedule.of(job.config, len(shards))
-    resumed = checkpoint.latest(job.scratch / CHECKPOINTS)
-    engine = _engine(job, _model(job, shards, fresh=resumed is None))
-    if resumed is not None:
-        checkpoint.restore(engine, job.scratch / CHECKPOINTS, resumed)
-    start = resumed.step if resumed else 0
-    journal = _Journal(job.scratch / METRICS, start, schedule.steps)
+    failure = job.scratch / FAILURE
+    if failure.exists():
+        return
     try:
-        for step in range(start, schedule.steps):
-            _step(engine, shards, job.config, schedule, step, journal)
-            if schedule.saves_after(step):
-                checkpoint.save(engine, job.scratch / CHECKPOINTS, step + 1)
-        _export(engine, job.scratch / EXPORT)
-    except Diverged as error:
-        if dist.get_rank() == 0:
-            write_text(job.scratch / FAILURE, str(error))
+        _train(job)
+    except LatentbitsError as error:
+        write_text(failure, json.dumps({"kind": type(error).__name__, "message": str(error)}))
+        if not isinstance(error, Diverged):  # the other workers may be waiting for this one
+            raise
 
 
 class Diverged(LatentbitsError):
     """The loss became NaN or infinite; raised by all workers in the same step."""
+
+
+def _train(job: Job) -> None:
+    shards = Shards(Artifact.open(job.shards, "shards"))
+    schedule = Schedule.of(job.config, len(shards))
+    resumed = checkpoint.latest(job.scratch / CHECKPOINTS)
+    engine = build_engine(job.config, _model(job, shards, fresh=resumed is None))
+    if resumed is not None:
+        checkpoint.restore(engine, job.scratch / CHECKPOINTS, resumed)
+    start = resumed.step if resumed else 0
+    journal = _Journal(job.scratch / METRICS, start)
+    for step in range(start, schedule.steps):
+        _step(engine, shards, job.config, schedule, step, journal)
+        if schedule.saves_after(step):
+            checkpoint.save(engine, job.scratch / CHECKPOINTS, step + 1)
+    _export(engine, job.scratch / EXPORT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,50 +123,26 @@ def _step(
         engine.backward(parts.total)
         engine.step()
     journal.count(len(rows), shards.token_count(mine) * world_size)
-    if step % config.log_every == 0 or step + 1 == schedule.steps:
-        journal.write(step, parts, terms, {"learning_rate": config.learning_rate * schedule.factor(step)}, digest(rows))
+    logged = step % config.log_every == 0 or step + 1 == schedule.steps
+    if logged or schedule.saves_after(step):
+        means = _means(step, parts, terms)
+    if logged:
+        rate = {"learning_rate": config.learning_rate * schedule.factor(step)}
+        journal.write({"step": step, **means, "beta": parts.beta, **rate, "rows": digest(rows)})
 
 
-def _engine(job: Job, model: VAE) -> Any:
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.config.gpus else "cpu")
-    import deepspeed
-
-    # Otherwise a C++ extension is compiled at the first start; gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    groups = _parameter_groups(model, job.config)
-    optimizer = torch.optim.Adam(groups, fused=True)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=_engine_config(job.config), dist_init_required=False
-    )
-    engine.train()
-    return engine
-
-
-def _engine_config(config: PretrainConfig) -> dict[str, Any]:
-    world_size = dist.get_world_size()
-    share = world_size * config.accumulation
-    if config.batch_size % share:
-        raise Misuse(
-            f"pretrain.batch_size {config.batch_size} cannot be divided among {world_size} workers x "
-            f"{config.accumulation} micro-batches; take a multiple of {share}"
+def _means(step: int, parts: Loss, terms: Terms) -> dict[str, float]:
+    """Loss and health over all workers. Collective. Raises Diverged where the loss is not a number."""
+    active = (terms.posterior.log_odds.sigmoid().var(dim=0) > 0.01).sum()
+    sums = torch.stack([x.detach().float() for x in (parts.total, parts.distortion, parts.rate, active)])
+    dist.all_reduce(sums)
+    total, distortion, rate, units = (sums / dist.get_world_size()).tolist()
+    if not math.isfinite(total):
+        raise Diverged(
+            f"training diverged at step {step}: loss {total}, distortion {distortion:.4g}, rate {rate:.4g}; "
+            f"the last checkpoint is kept; try a lower pretrain.learning_rate with --overwrite"
         )
-    return {
-        "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": config.batch_size // share,
-        "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": 1000.0,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
-
-
-def _parameter_groups(model: VAE, config: PretrainConfig) -> list[dict[str, Any]]:
-    blocks = [parameter for name, parameter in model.named_parameters() if ".blocks." in name]
-    others = [parameter for name, parameter in model.named_parameters() if ".blocks." not in name]
-    rates = [(others, config.learning_rate), (blocks, config.block_learning_rate)]
-    return [{"params": params, "lr": rate, "initial_lr": rate} for params, rate in rates if params]
+    return {"loss": total, "distortion": distortion, "rate": rate, "active_units": units}
 
 
 def _model(job: Job, shards: Shards, *, fresh: bool) -> VAE:
@@ -206,11 +173,10 @@ def _export(engine: Any, folder: Path) -> None:
 
 
 class _Journal:
-    """Metrics of all workers, averaged and written by the first one."""
+    """Lines of metrics, written by the first worker; those of steps that are done again are dropped."""
 
-    def __init__(self, path: Path, start: int, steps: int) -> None:
+    def __init__(self, path: Path, start: int) -> None:
         self.path = path
-        self.steps = steps
         self.documents = self.tokens = 0
         self.since = time.monotonic()
         if dist.get_rank() == 0:
@@ -221,24 +187,13 @@ class _Journal:
         self.documents += documents
         self.tokens += tokens
 
-    def write(self, step: int, parts: Loss, terms: Terms, more: dict[str, float], rows: str) -> None:
-        """One line for `step`, and rates since the line before. Collective. Raises Diverged."""
-        active = (terms.posterior.log_odds.sigmoid().var(dim=0) > 0.01).sum()
-        sums = torch.stack([x.detach().float() for x in (parts.total, parts.distortion, parts.rate, active)])
-        dist.all_reduce(sums)
-        total, distortion, rate, units = (sums / dist.get_world_size()).tolist()
-        if not math.isfinite(total):
-            raise Diverged(
-                f"training diverged at step {step}: loss {total}, distortion {distortion:.4g}, rate {rate:.4g}; "
-                f"the last checkpoint is kept; try a lower pretrain.learning_rate with --overwrite"
-            )
+    def write(self, record: dict[str, Any]) -> None:
+        """One line, with rates since the line before."""
         seconds = time.monotonic() - self.since
-        record = {"step": step, "loss": total, "distortion": distortion, "rate": rate, "beta": parts.beta}
-        record |= {"active_units": units, "documents_per_second": self.documents / seconds} | more
-        record |= {"tokens_per_second": self.tokens / seconds, "rows": rows, "process": os.getpid()}
+        rates = {"documents_per_second": self.documents / seconds, "tokens_per_second": self.tokens / seconds}
         if dist.get_rank() == 0:
             with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record | rates | {"process": os.getpid()}) + "\n")
         self.documents = self.tokens = 0
         self.since = time.monotonic()
 

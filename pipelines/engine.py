@@ -1,0 +1,96 @@
+"""The door to DeepSpeed: a model and its optimiser under the ZeRO stage that was asked for."""
+
+import os
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field, model_validator
+
+from vae_core.config import Config
+from vae_core.errors import Misuse
+from vae_core.model import VAE
+from vae_core.objectives import Beta, RateConfig
+
+
+class PretrainConfig(Config):
+    """Settings of training; those of the model itself are its composition."""
+
+    epochs: float = Field(default=20, gt=0)
+    batch_size: int = Field(default=256, ge=1, description="documents of one step, over all workers")
+    learning_rate: float = Field(default=3e-3, gt=0)
+    block_learning_rate: float = Field(default=1e-3, gt=0, description="of the Transformer blocks")
+    rate: RateConfig = Beta()
+    workers: int = Field(default=1, ge=1)
+    accumulation: int = Field(default=1, ge=1, description="micro-batches of a step, where one does not fit")
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gpus: bool = Field(default=False, description="one GPU for each worker")
+    seed: int = 0
+    log_every: int = Field(default=10, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1, description="steps; null: a twentieth of training")
+
+    @model_validator(mode="after")
+    def _bf16_needs_zero(self) -> "PretrainConfig":
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError("precision bf16 needs zero_stage 1, 2 or 3, got 0; set pretrain.zero_stage to 1")
+        return self
+
+    def require_shares(self, documents: int) -> None:
+        """Raise Misuse where a step cannot be shared out among workers and micro-batches."""
+        share = self.workers * self.accumulation
+        if self.batch_size % share:
+            raise Misuse(
+                f"pretrain.batch_size {self.batch_size} cannot be divided among {self.workers} workers x "
+                f"{self.accumulation} micro-batches; take a multiple of {share}"
+            )
+        if documents < share:
+            raise Misuse(
+                f"{documents} documents cannot be shared out among {self.workers} workers x {self.accumulation} "
+                f"micro-batches; set pretrain.workers and pretrain.accumulation to 1"
+            )
+
+
+def build_engine(config: PretrainConfig, model: VAE) -> Any:
+    """The DeepSpeed engine of this worker, in training mode. Collective."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.gpus else "cpu")
+    import deepspeed
+
+    # Otherwise a C++ extension is compiled at the first start; gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    optimizer = torch.optim.Adam(_parameter_groups(model, config), fused=True)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=_engine_config(config, model), dist_init_required=False
+    )
+    engine.train()
+    return engine
+
+
+def _engine_config(config: PretrainConfig, model: VAE) -> dict[str, Any]:
+    return {
+        "train_batch_size": config.batch_size,
+        "train_micro_batch_size_per_gpu": config.batch_size // (dist.get_world_size() * config.accumulation),
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_clipping": 1000.0,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": {"stage": config.zero_stage} | (_zero_3(model) if config.zero_stage == 3 else {}),
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def _zero_3(model: VAE) -> dict[str, int]:
+    """Keep whole on every worker what is no larger than a block's weights; the vocabulary's matrices are cut up.
+
+    How often the blocks run depends on the lengths of a worker's documents. Each run of a module that is cut up waits
+    for all workers, who would wait for ever; and a look ahead (prefetch) would gather other modules on each of them.
+    """
+    largest = max((parameter.numel() for name, parameter in model.named_parameters() if ".blocks." in name), default=0)
+    return {"stage3_param_persistence_threshold": largest + 1, "stage3_prefetch_bucket_size": 0}
+
+
+def _parameter_groups(model: VAE, config: PretrainConfig) -> list[dict[str, Any]]:
+    blocks = [parameter for name, parameter in model.named_parameters() if ".blocks." in name]
+    others = [parameter for name, parameter in model.named_parameters() if ".blocks." not in name]
+    rates = [(others, config.learning_rate), (blocks, config.block_learning_rate)]
+    return [{"params": params, "lr": rate, "initial_lr": rate} for params, rate in rates if params]

@@ -14,6 +14,8 @@ from vae_core.errors import LatentbitsError, Misuse
 
 if TYPE_CHECKING:
     from jobs.console import Bar, Lines
+    from pipelines.artifact import Artifact
+    from pipelines.tracking import Tracker
 
 CTRL_C = 130
 app = typer.Typer(
@@ -73,6 +75,7 @@ def options(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo"),
+    limit: Annotated[int, typer.Option(min=100, help="Documents to collect at most.")] = 20_000,
     settings: Set = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -83,7 +86,7 @@ def demo(
     with _working() as progress:
         from jobs.demo import print_demo, run_demo
 
-        made = run_demo(out, settings or [], overwrite=overwrite, progress=progress)
+        made = run_demo(out, settings or [], limit=limit, overwrite=overwrite, progress=progress)
     print_demo(made)
 
 
@@ -132,11 +135,17 @@ def tokenize(
     """
     with _working() as progress:
         from jobs.config import load_config
+        from jobs.run import run_stage
         from pipelines.tokenize import tokenize as tokenize_files
 
         config = load_config(None, settings or [])
         corpus = config.corpus.model_copy(update=_fields(files, id_field, text, labels, metadata))
-        made = tokenize_files(corpus, out, config.tokenize, overwrite=overwrite, progress=progress)
+        made = run_stage(
+            "tokenize",
+            out,
+            config.tracking,
+            lambda _: tokenize_files(corpus, out, config.tokenize, overwrite=overwrite, progress=progress),
+        )
     _report(made, as_json)
 
 
@@ -154,10 +163,16 @@ def pretrain(
     """
     with _working() as progress:
         from jobs.config import load_config
+        from jobs.run import run_stage
         from pipelines.pretrain import pretrain as train_model
 
         config = load_config(None, settings or [])
-        made = train_model(shards, out, config.model, config.pretrain, overwrite=overwrite, progress=progress)
+
+        def train(tracking: "Tracker") -> "Artifact":
+            how, parts = config.pretrain, config.model
+            return train_model(shards, out, parts, how, overwrite=overwrite, progress=progress, tracking=tracking)
+
+        made = run_stage("pretrain", out, config.tracking, train)
     _report(made, as_json)
 
 
@@ -180,6 +195,7 @@ def encode(
     """
     with _working() as progress:
         from jobs.config import load_config
+        from jobs.run import run_stage
         from pipelines.encode import encode as encode_documents
 
         config = load_config(None, settings or [])
@@ -191,7 +207,12 @@ def encode(
             source: Path | Any = Path(files[0])
         else:
             source = config.corpus.model_copy(update=fields)
-        made = encode_documents(model, source, out, config.encode, overwrite=overwrite, progress=progress)
+        made = run_stage(
+            "encode",
+            out,
+            config.tracking,
+            lambda _: encode_documents(model, source, out, config.encode, overwrite=overwrite, progress=progress),
+        )
     _report(made, as_json)
 
 
@@ -209,10 +230,16 @@ def index(
     """
     with _working() as progress:
         from jobs.config import load_config
+        from jobs.run import run_stage
         from pipelines.index import index as build_index
 
         config = load_config(None, settings or [])
-        made = build_index(codes, out, config.index, overwrite=overwrite, progress=progress)
+        made = run_stage(
+            "index",
+            out,
+            config.tracking,
+            lambda _: build_index(codes, out, config.index, overwrite=overwrite, progress=progress),
+        )
     _report(made, as_json)
 
 

@@ -42,8 +42,8 @@ class Demo(NamedTuple):
     seconds: float
 
 
-def run_demo(out: Path, settings: Sequence[str], *, overwrite: bool, progress: Progress) -> Demo:
-    """Collect, train, encode, index and measure. A second call finds everything done."""
+def run_demo(out: Path, settings: Sequence[str], *, limit: int, overwrite: bool, progress: Progress) -> Demo:
+    """Collect at most `limit` documents, train, encode, index and measure. A second call finds everything done."""
     began = time.monotonic()
     corpus = out / "docstrings.jsonl"
     config = load_config(
@@ -52,7 +52,7 @@ def run_demo(out: Path, settings: Sequence[str], *, overwrite: bool, progress: P
     with shared_cluster():
         if overwrite or not corpus.exists():
             corpus.parent.mkdir(parents=True, exist_ok=True)
-            write_docstrings(corpus, progress=progress)
+            write_docstrings(corpus, limit, progress=progress)
         result = run(config, overwrite=overwrite, progress=progress)
     return Demo(config, result, time.monotonic() - began)
 

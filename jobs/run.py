@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.config import RunConfig
-from pipelines.artifact import MANIFEST, Artifact
+from jobs.config import RunConfig, TrackingConfig
+from pipelines.artifact import MANIFEST, Artifact, flat
 from pipelines.encode import encode
 from pipelines.evaluate import evaluate
 from pipelines.index import index
@@ -62,17 +62,31 @@ def run(
     """
     chosen = _chosen(first, last)
     _require_origins(config, chosen)
-    tracking = _tracking(config)
+    tracking = _tracker(config.tracking, config.out, config.out.resolve().parent)
     stages = _stages(config, overwrite, progress, tracking)
     done: list[Done] = []
     failed = True
     try:
         with shared_cluster():
-            done = [_timed(stage, config.out / folder, make) for stage, folder, make in stages if stage in chosen]
+            for stage, folder, make in stages:
+                if stage in chosen:
+                    done.append(_timed(stage, config.out / folder, make, tracking))
         failed = False
     finally:
         unsent = tracking.close(SENDING_S, failed=failed)
     return RunResult(done, unsent)
+
+
+def run_stage(stage: str, out: Path, config: TrackingConfig, make: Callable[[Tracker], Artifact]) -> Artifact:
+    """Make one artifact outside a run, tracked like a stage of one; `make` is handed the tracker."""
+    tracking = _tracker(config, out.parent, _database(out.parent))
+    failed = True
+    try:
+        artifact = _timed(stage, out, lambda _: make(tracking), tracking).artifact
+        failed = False
+    finally:
+        tracking.close(SENDING_S, failed=failed)
+    return artifact
 
 
 def _chosen(first: str, last: str) -> tuple[str, ...]:
@@ -131,11 +145,26 @@ def _stages(
     ]
 
 
-def _timed(stage: str, out: Path, make: Callable[[Path], Artifact]) -> Done:
+def _timed(stage: str, out: Path, make: Callable[[Path], Artifact], tracking: Tracker) -> Done:
     before = _written(out)
     start = time.monotonic()
     artifact = make(out)
-    return Done(stage, artifact, time.monotonic() - start, skipped=before is not None and before == _written(out))
+    done = Done(stage, artifact, time.monotonic() - start, skipped=before is not None and before == _written(out))
+    if not done.skipped:
+        _track(done, tracking)
+    return done
+
+
+def _track(done: Done, tracking: Tracker) -> None:
+    """What was asked for, what came out, and from what."""
+    manifest = done.artifact.manifest
+    tracking.params(done.stage, flat(manifest.config))
+    numbers = {
+        name: float(value) for name, value in flat(manifest.statistics).items() if isinstance(value, int | float)
+    }
+    tracking.log(done.stage, numbers | {"seconds": done.seconds}, step=0)
+    inputs = {f"input.{item.name}": item.fingerprint for item in manifest.inputs}
+    tracking.tags(done.stage, {"fingerprint": done.artifact.fingerprint, "path": str(done.artifact.path)} | inputs)
 
 
 def _written(out: Path) -> int | None:
@@ -143,8 +172,14 @@ def _written(out: Path) -> int | None:
     return manifest.stat().st_mtime_ns if manifest.exists() else None
 
 
-def _tracking(config: RunConfig) -> Tracker:
-    if not config.tracking.enabled:
+def _tracker(config: TrackingConfig, run_folder: Path, database: Path) -> Tracker:
+    if not config.enabled:
         return NoTracking()
-    uri = config.tracking.uri or sqlite_uri(config.out.resolve().parent)
-    return Tracking.start(uri, config.tracking.experiment, config.out.name, config.out / ".tracking")
+    uri = config.uri or sqlite_uri(database)
+    return Tracking.start(uri, config.experiment, run_folder.resolve().name, run_folder / ".tracking")
+
+
+def _database(run_folder: Path) -> Path:
+    """Where a stage on its own is tracked: beside its run folder if runs are tracked there, else inside."""
+    beside = run_folder.resolve().parent
+    return beside if (beside / "mlflow.db").exists() else run_folder

@@ -103,8 +103,11 @@ def print_findings(findings: Sequence[Finding]) -> None:
 
 
 def _rows(done: Done) -> int:
-    facts = done.artifact.manifest.statistics
-    return int(facts["steps"] if done.stage == "pretrain" else facts.get("queries", facts.get("documents", 0)))
+    """Documents a stage went through; training goes through them once an epoch."""
+    manifest = done.artifact.manifest
+    if done.stage == "pretrain":
+        return round(manifest.statistics["documents"] * manifest.config["pretrain"]["epochs"])
+    return int(manifest.statistics.get("queries", manifest.statistics.get("documents", 0)))
 
 
 def _short(value: Any) -> str:

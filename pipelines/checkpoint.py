@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from pydantic import ValidationError
 
 from pipelines.artifact import checksum, write_text
 from vae_core.config import Config
@@ -47,10 +48,9 @@ def save(engine: Any, folder: Path, step: int) -> None:
 def latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint in `folder` that is whole."""
     for candidate in sorted(folder.glob("step-*"), reverse=True):
-        if (candidate / RECEIPT).exists():
-            checkpoint = Checkpoint.model_validate_json((candidate / RECEIPT).read_bytes())
-            if all(_holds(candidate / name, digest) for name, digest in checkpoint.files.items()):
-                return checkpoint
+        checkpoint = _receipt(candidate / RECEIPT)
+        if checkpoint and all(_holds(candidate / name, digest) for name, digest in checkpoint.files.items()):
+            return checkpoint
     return None
 
 
@@ -75,6 +75,13 @@ def _prune(folder: Path, newest: Path) -> None:
     place = every.index(newest)
     for needless in every[: max(0, place + 1 - KEPT)] + every[place + 1 :]:
         shutil.rmtree(needless)
+
+
+def _receipt(path: Path) -> Checkpoint | None:
+    try:
+        return Checkpoint.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def _data_files(folder: Path) -> list[Path]:

@@ -1,13 +1,15 @@
 """encode: shards or raw files -> codes. A pool of workers, each with the model loaded once; one part an item."""
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from pipelines.artifact import (
     Artifact,
@@ -20,20 +22,24 @@ from pipelines.artifact import (
     record_part,
     replacing,
     require_disk,
+    write_text,
 )
 from pipelines.corpus import CorpusConfig, Document, Rejection, corpus_inputs, plan_slices, read_slice
 from pipelines.encoder import EncodedDocuments, Encoder
+from pipelines.metadata import SeenTypes, Types, misfit
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import scatter
 from pipelines.shards import record_batches
-from pipelines.slices import Slice
+from pipelines.slices import Slice, suitable_bytes
 from pipelines.tracking import NoTracking, Tracker
 from vae_core.config import Config
 from vae_core.errors import LatentbitsError
 
 Source = Path | CorpusConfig
 """A shards artifact, or raw files as a corpus config describes them."""
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE, CHARACTERS_AT_ONCE = 4096, 4 << 20
+TYPED_ROWS = 1000
+"""Rows of each slice that decide the types of the metadata."""
 CARRIED = ("labels", "text", "metadata")
 """What a code keeps of its document, for display and filters."""
 
@@ -41,8 +47,8 @@ CARRIED = ("labels", "text", "metadata")
 class EncodeConfig(Config):
     """Settings of encoding; none of them changes a code."""
 
-    workers: int | None = None
-    rejected_budget: float = 0.01
+    workers: int | None = Field(default=None, ge=1, description="null: one for each core of the cluster")
+    rejected_budget: float = Field(default=0.01, ge=0, le=1, description="share of rows that may hold no document")
 
 
 def encode(
@@ -70,7 +76,7 @@ def encode(
         return draft
     require_disk(out, needed=sum(item.inputs_bytes for item in items) // 4)
     progress.start("encode", total, unit)
-    make_worker = partial(_make_worker, trained.path, source if isinstance(source, CorpusConfig) else None, draft.path)
+    make_worker = partial(_make_worker, trained.path, _raw(source, draft), draft.path)
     found = {item.name: find_part(draft.path, item.name) for item in items}
     waiting = [item for item in items if found[item.name] is None]
     for item in items:
@@ -84,21 +90,33 @@ def encode(
 
 
 class _Item(Config):
-    """A part of the artifact and what it is made from; `amount` counts towards progress."""
+    """A part of the artifact and what it is made from, a shard or slices; `amount` counts towards progress."""
 
     name: str
     shard: Path | None = None
-    slice: Slice | None = None
+    slices: tuple[Slice, ...] = ()
     amount: int
     inputs_bytes: int
+
+    @property
+    def source(self) -> str:
+        return self.shard.name if self.shard else ", ".join(dict.fromkeys(piece.name for piece in self.slices))
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """Raw files, and the type of each metadata field in all parts of the artifact."""
+
+    corpus: CorpusConfig
+    types: Types
 
 
 def _items(source: Source) -> tuple[list[_Item], tuple[Input, ...], int, str]:
     if isinstance(source, CorpusConfig):
-        slices = plan_slices(source)
         items = [
-            _Item(name=f"part-{number:05d}.parquet", slice=piece, amount=piece.bytes, inputs_bytes=piece.bytes)
-            for number, piece in enumerate(slices)
+            _Item(name=f"part-{number:05d}.parquet", slices=group, amount=size, inputs_bytes=size)
+            for number, group in enumerate(_groups(plan_slices(source)))
+            for size in [sum(piece.bytes for piece in group)]
         ]
         return items, corpus_inputs(source), sum(item.amount for item in items), "bytes"
     shards = Artifact.open(source, "shards")
@@ -115,34 +133,55 @@ def _items(source: Source) -> tuple[list[_Item], tuple[Input, ...], int, str]:
     return items, (shards.as_input("shards"),), sum(item.amount for item in items), "documents"
 
 
-def _make_worker(model: Path, corpus: CorpusConfig | None, folder: Path) -> Callable[[_Item], tuple[str, Part]]:
+def _groups(slices: list[Slice]) -> Iterator[tuple[Slice, ...]]:
+    """Small neighbours together, so that thousands of small files make few parts."""
+    target = suitable_bytes(sorted({Path(piece.file) for piece in slices}))
+    group: list[Slice] = []
+    for piece in slices:
+        if group and sum(member.bytes for member in group) + piece.bytes > target:
+            yield tuple(group)
+            group = []
+        group.append(piece)
+    if group:
+        yield tuple(group)
+
+
+def _raw(source: Source, draft: Draft) -> _Raw | None:
+    """The metadata types are those of the first rows of every slice; what was found once holds for a resumed run."""
+    if isinstance(source, Path):
+        return None
+    found = draft.scratch / "metadata.json"
+    if not found.exists():
+        seen = SeenTypes(source.metadata)
+        for piece in plan_slices(source) if source.metadata else []:
+            for row in islice(read_slice(source, piece), TYPED_ROWS):
+                if isinstance(row, Document):
+                    seen.add(row.metadata)
+        write_text(found, json.dumps(seen.types()))
+    return _Raw(source, json.loads(found.read_text()))
+
+
+def _make_worker(model: Path, raw: _Raw | None, folder: Path) -> Callable[[_Item], tuple[str, Part]]:
     import os
 
     import torch
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
-    return partial(_encode_item, Encoder.load(model), corpus, folder)
+    return partial(_encode_item, Encoder.load(model), raw, folder)
 
 
-def _encode_item(encoder: Encoder, corpus: CorpusConfig | None, folder: Path, item: _Item) -> tuple[str, Part]:
-    refused: list[Rejection] = []
-    tables = _shard_tables(item) if corpus is None else _file_tables(encoder, corpus, item, refused)
-    source = item.shard.name if item.shard else (item.slice.name if item.slice else "")
+def _encode_item(encoder: Encoder, raw: _Raw | None, folder: Path, item: _Item) -> tuple[str, Part]:
+    refused = _Refused()
+    tables = _shard_tables(item) if raw is None else _file_tables(encoder, raw, item, refused)
+    empty = _empty_shard(item) if raw is None else encoder.tokenizer.table([], raw.types)
+    schema = _described(codes_table(empty, encoder.encode(empty)).schema, encoder, item.source)
     rows = 0
-    with replacing(folder / item.name) as temporary:
-        writer = None
+    with replacing(folder / item.name) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for table in tables:
-            coded = codes_table(table, encoder.encode(table))
-            writer = writer or pq.ParquetWriter(temporary, _described(coded.schema, encoder, source))
-            writer.write_table(coded.cast(writer.schema))
-            rows += len(coded)
-        if writer is None:
-            empty = encoder.tokenizer.table([])
-            schema = _described(codes_table(empty, encoder.encode(empty)).schema, encoder, source)
-            writer = pq.ParquetWriter(temporary, schema)
-        writer.close()
-    return item.name, record_part(folder, item.name, rows, _refusals(refused))
+            writer.write_table(codes_table(table, encoder.encode(table)).cast(schema))
+            rows += len(table)
+    return item.name, record_part(folder, item.name, rows, {"rejected": refused.count, "first": refused.first})
 
 
 def codes_table(table: pa.Table, encoded: EncodedDocuments) -> pa.Table:
@@ -161,24 +200,50 @@ def _shard_tables(item: _Item) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([batch])
 
 
-def _file_tables(encoder: Encoder, corpus: CorpusConfig, item: _Item, refused: list[Rejection]) -> Iterator[pa.Table]:
-    assert item.slice is not None
-    documents = _kept(read_slice(corpus, item.slice), refused)
-    while batch := list(islice(documents, ROWS_AT_ONCE)):
-        yield encoder.tokenizer.table(batch)
+def _empty_shard(item: _Item) -> pa.Table:
+    assert item.shard is not None
+    return pa.ipc.open_file(pa.memory_map(str(item.shard))).schema.empty_table()
 
 
-def _kept(rows: Iterator[Document | Rejection], refused: list[Rejection]) -> Iterator[Document]:
-    for row in rows:
+class _Refused:
+    """How many rows of a part hold no document, and why the first of them do not."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, row: Rejection) -> None:
+        self.count += 1
+        if len(self.first) < 3:
+            self.first.append(f"{row.file}:{row.position} {row.reason}")
+
+
+def _file_tables(encoder: Encoder, raw: _Raw, item: _Item, refused: _Refused) -> Iterator[pa.Table]:
+    documents: list[Document] = []
+    characters = 0
+    for document in _documents(raw, item, refused):
+        documents.append(document)
+        characters += len(document.text)
+        if len(documents) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield encoder.tokenizer.table(documents, raw.types)
+            documents, characters = [], 0
+    if documents:
+        yield encoder.tokenizer.table(documents, raw.types)
+
+
+def _documents(raw: _Raw, item: _Item, refused: _Refused) -> Iterator[Document]:
+    for row in chain.from_iterable(read_slice(raw.corpus, piece) for piece in item.slices):
         if isinstance(row, Rejection):
-            refused.append(row)
+            refused.add(row)
+        elif raw.types and (reason := misfit(row.metadata, raw.types)):
+            refused.add(Rejection(row.file, row.position, f"metadata of another type: {reason}"))
         else:
             yield row
 
 
-def _refusals(refused: list[Rejection]) -> dict[str, Any]:
-    first = [f"{row.file}, row {row.position}: {row.reason}" for row in refused[:3]]
-    return {"rejected": len(refused), "first": first}
+def _enough(share: float) -> str:
+    """The next hundredth, so that what is advised is allowed."""
+    return f"{min(1.0, share + 0.01):.2f}"
 
 
 def _described(schema: pa.Schema, encoder: Encoder, source: str) -> pa.Schema:
@@ -196,8 +261,9 @@ def _finished(
     if rejected > config.rejected_budget * (documents + rejected):
         places = "\n  ".join(first)
         raise LatentbitsError(
-            f"{rejected:,} of {documents + rejected:,} rows hold no document, the first ones:\n  {places}\n"
-            f"put them right, or allow them with encode.rejected_budget above {config.rejected_budget:g}"
+            f"{rejected:,} of {documents + rejected:,} rows hold no document that can be encoded, and "
+            f"encode.rejected_budget allows {config.rejected_budget:.1%}; the first ones:\n  {places}\n"
+            f"mend the files, or set encode.rejected_budget to {_enough(rejected / (documents + rejected))}"
         )
     if not documents:
         raise LatentbitsError("there was no document to encode in the files given")

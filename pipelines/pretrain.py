@@ -12,6 +12,7 @@ import tokenizers
 
 from pipelines import artifact
 from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, record_part, replacing, require_disk
+from pipelines.engine import require_supported
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import cluster
 from pipelines.tracking import NoTracking, Tracker
@@ -42,6 +43,7 @@ def pretrain(
     """
     source = Artifact.open(shards, "shards")
     config.require_shares(source.manifest.statistics["documents"])
+    require_supported(config, model)
     settings = {"model": model.model_dump(mode="json"), "pretrain": _settings(config)}
     plan = Plan(kind="model", config=settings, inputs=(source.as_input("shards"),))
     draft = begin(out, plan, overwrite=overwrite)

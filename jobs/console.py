@@ -126,7 +126,10 @@ class Bar:
 
 
 class Lines:
-    """A line at once, one when a stage begins, at most one every PLAIN_EVERY_S seconds, and one at its end."""
+    """A line at once, one when a stage begins, at most one every PLAIN_EVERY_S seconds, and one at its end.
+
+    A stage that ends before all is done, as by Ctrl-C, is not said to be done.
+    """
 
     def __init__(self) -> None:
         self.stage, self.unit, self.note = "", "", ""
@@ -153,7 +156,8 @@ class Lines:
     def finish(self) -> None:
         if self.stage:
             seconds = time.monotonic() - self.pace.started
-            self._print(f"done in {seconds:.1f} s  {self.note}".rstrip())
+            word = "done" if self.pace.done >= self.pace.total else "ended"
+            self._print(f"{word} in {seconds:.1f} s  {self.note}".rstrip())
             self.stage = ""
 
     def close(self) -> None:

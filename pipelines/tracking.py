@@ -5,6 +5,7 @@ batch; a batch that is sent again after a kill changes nothing, since every poin
 So a server that is slow, down or wrong costs a run nothing, and the next start with the same spool sends the rest.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -115,7 +116,11 @@ class Tracking:
     def close(self, timeout: float, *, failed: bool = False) -> int:
         if self._used:
             self._append({"end": "FAILED" if failed else "FINISHED"})
-        return self._sender.close(timeout)
+        unsent = self._sender.close(timeout)
+        if not self._records.exists():
+            with contextlib.suppress(OSError):  # what else is in the folder stays
+                self._records.parent.rmdir()
+        return unsent
 
     def _append(self, record: dict[str, Any]) -> None:
         line = json.dumps({"time": int(time.time() * 1000)} | record) + "\n"
@@ -199,6 +204,8 @@ def _unsent(records: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def _end_last_line(records: Path) -> None:
+    if not records.exists():
+        return
     with records.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from pydantic import Field, model_validator
 
 from vae_core.config import Config
-from vae_core.encoders import TransformerEncoderConfig
+from vae_core.encoders.segments import SegmentBlocks
 from vae_core.errors import Misuse
-from vae_core.model import VAE, Composition
+from vae_core.model import VAE
 from vae_core.objectives import Beta, RateConfig
 
 
@@ -52,20 +52,6 @@ class PretrainConfig(Config):
             )
 
 
-def require_supported(config: PretrainConfig, model: Composition) -> None:
-    """Raise Misuse for a model that ZeRO stage 3 cannot train on several workers.
-
-    How often a Transformer encoder's blocks run depends on the lengths of a worker's documents, and stage 3 makes all
-    workers meet at every run of a module: they would wait for one another for ever.
-    """
-    blocks = model.encoder.layers if isinstance(model.encoder, TransformerEncoderConfig) else 0
-    if config.zero_stage == 3 and config.workers > 1 and blocks:
-        raise Misuse(
-            f"ZeRO stage 3 on {config.workers} workers cannot train a Transformer encoder with {blocks} layers, which "
-            f"runs differently often on each; set pretrain.zero_stage to 2, or model.encoder.layers to 0"
-        )
-
-
 def build_engine(config: PretrainConfig, model: VAE) -> Any:
     """The DeepSpeed engine of this worker, in training mode. Collective."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.gpus else "cpu")
@@ -73,38 +59,27 @@ def build_engine(config: PretrainConfig, model: VAE) -> Any:
 
     # Otherwise a C++ extension is compiled at the first start; gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if config.zero_stage == 3:
+        # Its blocks run as often as a worker's documents need; gathered one by one, workers would wait for each other.
+        deepspeed.utils.set_z3_leaf_modules(model, [SegmentBlocks], raise_if_not_found=False)
     optimizer = torch.optim.Adam(_parameter_groups(model, config), fused=True)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=_engine_config(config, model), dist_init_required=False
+        model=model, optimizer=optimizer, config=_engine_config(config), dist_init_required=False
     )
     engine.train()
     return engine
 
 
-def _engine_config(config: PretrainConfig, model: VAE) -> dict[str, Any]:
+def _engine_config(config: PretrainConfig) -> dict[str, Any]:
     return {
         "train_batch_size": config.batch_size,
         "train_micro_batch_size_per_gpu": config.batch_size // (dist.get_world_size() * config.accumulation),
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": 1000.0,
         "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
-        "zero_optimization": {"stage": config.zero_stage} | (_zero_3(model) if config.zero_stage == 3 else {}),
+        "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
-    }
-
-
-def _zero_3(model: VAE) -> dict[str, int]:
-    """Keep whole on every worker what is no larger than a block's weights; the vocabulary's matrices are cut up.
-
-    How often the blocks run depends on the lengths of a worker's documents. Each run of a module that is cut up waits
-    for all workers, and what DeepSpeed gathers ahead or keeps by the order in which modules ran before is of no use.
-    """
-    largest = max((parameter.numel() for name, parameter in model.named_parameters() if ".blocks." in name), default=0)
-    return {
-        "stage3_param_persistence_threshold": largest + 1,
-        "stage3_prefetch_bucket_size": 0,
-        "stage3_max_reuse_distance": 0,
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -12,7 +13,6 @@ import tokenizers
 
 from pipelines import artifact
 from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, record_part, replacing, require_disk
-from pipelines.engine import require_supported
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import cluster
 from pipelines.tracking import NoTracking, Tracker
@@ -43,7 +43,6 @@ def pretrain(
     """
     source = Artifact.open(shards, "shards")
     config.require_shares(source.manifest.statistics["documents"])
-    require_supported(config, model)
     settings = {"model": model.model_dump(mode="json"), "pretrain": _settings(config)}
     plan = Plan(kind="model", config=settings, inputs=(source.as_input("shards"),))
     draft = begin(out, plan, overwrite=overwrite)
@@ -195,7 +194,7 @@ class _Watcher(threading.Thread):
     def __init__(self, path: Path, steps: int, progress: Progress, tracking: Tracker) -> None:
         super().__init__(daemon=True)
         self.path, self.steps, self.progress, self.tracking = path, steps, progress, tracking
-        self.done = self.offset = 0
+        self.done = self.offset = self.inode = 0
         self.stopped = threading.Event()
 
     def run(self) -> None:
@@ -212,9 +211,9 @@ class _Watcher(threading.Thread):
     def _carry(self) -> None:
         if not self.path.exists():
             return
-        if self.path.stat().st_size < self.offset:
-            self.offset = 0
         with self.path.open() as file:
+            if (inode := os.fstat(file.fileno()).st_ino) != self.inode:  # written anew, without the steps to do again
+                self.inode, self.offset = inode, 0
             file.seek(self.offset)
             while (line := file.readline()).endswith("\n"):
                 self._show(json.loads(line))

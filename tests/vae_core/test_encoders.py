@@ -115,7 +115,7 @@ def document_written_out(encoder: TransformerEncoder, document: Document) -> Ten
         x = x + torch.stack([encoder.position.weight[place % 16] for place in range(len(ids))])
     segments = []
     for segment, segment_weights in zip(x.split(8), weights.split(8), strict=True):
-        for block in encoder.blocks:
+        for block in encoder.segments.blocks:
             segment = block_written_out(block, segment, segment_weights)
         segments.append(segment)
     pooled = (weights.unsqueeze(1) * torch.cat(segments)).sum(dim=0)
@@ -152,7 +152,7 @@ def test_blocks_join_when_their_share_of_training_is_done(config: TransformerEnc
     encoder = encoder_of(config.model_copy(update={"grow_after": 0.5}))
     early, late = encode(encoder, LONG, progress=0.49), encode(encoder, LONG, progress=0.5)
     assert torch.equal(late, encode(encoder, LONG))
-    encoder.blocks = torch.nn.ModuleList()
+    encoder.segments.blocks = torch.nn.ModuleList()
     assert torch.equal(early, encode(encoder, LONG))
     assert (early - late).abs().max() > 0.01
 

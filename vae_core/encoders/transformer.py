@@ -1,6 +1,6 @@
 """Transformer encoder, over a document's weighted terms or over its tokens in order.
 
-Shapes: B documents, N ids of all of them, G segments of at most L ids, D width.
+Shapes: B documents, N ids of all of them, D width.
 """
 
 from typing import Literal
@@ -10,15 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu
 
-from vae_core.attention import Block
 from vae_core.batch import Batch, Ragged
 from vae_core.config import Config
 from vae_core.encoders.lsi import lsi_vectors
+from vae_core.encoders.segments import SegmentBlocks
 
 EMBEDDING_SCALE = 10.0
 """Vectors are stored at a tenth of their size, so that one optimiser step moves them ten times as far."""
-SHORTEST_SEGMENT = 3
-"""Segments are padded to a power of two, at least 2 to this."""
 
 
 class TransformerEncoderConfig(Config):
@@ -51,7 +49,7 @@ class TransformerEncoder(nn.Module):
         self.embedding = nn.Embedding(vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=0.01)
         self.position = nn.Embedding(config.positions, config.width) if config.reads == "tokens" else None
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.segments = SegmentBlocks(config.layers, config.width, config.heads, longest=config.segment)
         self.norm = nn.LayerNorm(config.width)
         self.hidden = nn.Linear(config.width, config.hidden)
         nn.init.normal_(self.hidden.weight, std=config.width**-0.5)
@@ -63,7 +61,7 @@ class TransformerEncoder(nn.Module):
         if self.position is not None:
             x_ND = x_ND + self.position(ids.positions % self.config.positions)
         if progress >= self.config.grow_after:
-            x_ND = self._attend(x_ND, ids, weights_N)
+            x_ND = self.segments(x_ND, ids, weights_N)
         pooled_BD = x_ND.new_zeros(len(batch), x_ND.shape[1]).index_add(0, ids.rows, weights_N.unsqueeze(1) * x_ND)
         hidden = relu(self.hidden(0.1 * self.norm(pooled_BD)))
         return dropout(hidden, self.config.dropout, self.training)
@@ -84,45 +82,3 @@ class TransformerEncoder(nn.Module):
             weights_N = torch.ones_like(ids.values, dtype=self.norm.weight.dtype)
         squares = weights_N.new_zeros(len(batch)).index_add(0, ids.rows, weights_N.square())
         return ids, weights_N / squares.sqrt().clamp(min=1e-12)[ids.rows]
-
-    def _attend(self, x_ND: Tensor, ids: Ragged, weights_N: Tensor) -> Tensor:
-        """Run the blocks over the segments, those of like length together, so that little of the work is padding."""
-        if len(self.blocks) == 0 or len(x_ND) == 0:
-            return x_ND
-        segment_N, place_N, width_G = _segments(ids, self.config.segment)
-        rows, mixed = [], []
-        for width in width_G.unique().tolist():
-            alike_G = width_G == width
-            row = alike_G[segment_N].nonzero().squeeze(1)
-            slot = (alike_G.cumsum(0) - 1)[segment_N[row]] * width + place_N[row]
-            segments = int(alike_G.sum())
-            mixed.append(self._blocks(x_ND.index_select(0, row), weights_N[row], slot, (segments, width)))
-            rows.append(row)
-        return torch.empty_like(x_ND).index_copy(0, torch.cat(rows), torch.cat(mixed))
-
-    def _blocks(self, x_ND: Tensor, weights_N: Tensor, slot_N: Tensor, shape: tuple[int, int]) -> Tensor:
-        """The blocks over segments padded to `shape`, given and returned without the padding."""
-        x_GLD = x_ND.new_zeros(shape[0] * shape[1], x_ND.shape[1]).index_copy(0, slot_N, x_ND).unflatten(0, shape)
-        # log w on the logits lets a word draw attention in proportion to its weight; -inf hides padding.
-        log_weights_N = weights_N.clamp(min=1e-6).log()
-        bias_GL = x_ND.new_full((shape[0] * shape[1],), -torch.inf).index_copy(0, slot_N, log_weights_N)
-        bias = bias_GL.view(shape[0], 1, 1, shape[1])
-        with torch.autocast(x_ND.device.type, torch.bfloat16, enabled=self.training and _fast_bf16(x_ND.device)):
-            for block in self.blocks:
-                x_GLD = block(x_GLD, bias)
-        return x_GLD.flatten(0, 1).index_select(0, slot_N).to(x_ND.dtype)
-
-
-def _segments(ids: Ragged, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each id its segment and its place in it (N,); for each segment its padded length (G,), a power of two."""
-    per_document_B = torch.div(ids.lengths + length - 1, length, rounding_mode="floor")
-    first_B = per_document_B.cumsum(0) - per_document_B
-    segment_N = first_B[ids.rows] + torch.div(ids.positions, length, rounding_mode="floor")
-    sizes_G = torch.bincount(segment_N, minlength=int(per_document_B.sum()))
-    width_G = 2 ** sizes_G.double().log2().ceil().long().clamp(min=SHORTEST_SEGMENT)
-    return segment_N, ids.positions % length, width_G.clamp(max=length)
-
-
-def _fast_bf16(device: torch.device) -> bool:
-    """Whether training may run the blocks in bfloat16; codes are always computed in float32."""
-    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()

@@ -24,22 +24,24 @@ from vae_core.model import Composition
 class QueriesConfig(Config):
     """Which documents `evaluate` asks with: as in `corpus`, but other files or other rows."""
 
-    files: tuple[str, ...] | None = None
-    where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    files: tuple[str, ...] | None = Field(default=None, description="null: those of the corpus")
+    where: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="ask with rows whose field holds one of these values"
+    )
 
 
 class TrackingConfig(Config):
     """Where runs are tracked; without a `uri`, in mlflow.db beside the run's folder."""
 
-    enabled: bool = True
-    uri: str | None = None
-    experiment: str = "latentbits"
+    enabled: bool = Field(default=True, description="track in MLflow")
+    uri: str | None = Field(default=None, description="of the tracking server; null: mlflow.db beside the run folder")
+    experiment: str = Field(default="latentbits", description="name of the MLflow experiment")
 
 
 class RunConfig(Config):
     """Everything a run is made from."""
 
-    out: Path = Path("runs/run")
+    out: Path = Field(default=Path("runs/run"), description="folder of the run; an artifact of each kind goes into it")
     corpus: CorpusConfig = CorpusConfig()
     queries: QueriesConfig | None = None
     tokenize: TokenizeConfig = TokenizeConfig()

@@ -31,6 +31,7 @@ class CorpusConfig(Config):
     id: str | None = None
     """The field of the id; without one, a document's id is `<file name>:<position>`."""
     text: str = "text"
+    """The field of the text."""
     labels: str | None = None
     """A field that holds a string, an int, or a list of them."""
     metadata: tuple[str, ...] = ()

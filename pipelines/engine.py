@@ -17,18 +17,20 @@ from vae_core.objectives import Beta, RateConfig
 class PretrainConfig(Config):
     """Settings of training; those of the model itself are its composition."""
 
-    epochs: float = Field(default=20, gt=0)
+    epochs: float = Field(default=20, gt=0, description="times training goes through all documents")
     batch_size: int = Field(default=256, ge=1, description="documents of one step, over all workers")
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0, description="at its height, after warm-up; then a cosine to 0")
     block_learning_rate: float = Field(default=1e-3, gt=0, description="of the Transformer blocks")
     rate: RateConfig = Beta()
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, description="processes that train together; they share the cores")
     accumulation: int = Field(default=1, ge=1, description="micro-batches of a step, where one does not fit")
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=0, description="what workers share out: 1 optimiser state, 2 also gradients, 3 also parameters"
+    )
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of training; bf16 needs zero_stage 1 to 3")
     gpus: bool = Field(default=False, description="one GPU for each worker")
-    seed: int = 0
-    log_every: int = Field(default=10, ge=1)
+    seed: int = Field(default=0, description="of starting weights, noise and the order of documents")
+    log_every: int = Field(default=10, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: int | None = Field(default=None, ge=1, description="steps; null: a twentieth of training")
 
     @model_validator(mode="after")

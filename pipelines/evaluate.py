@@ -42,8 +42,8 @@ Measured = dict[str, NDArray[np.float64]]
 class EvaluateConfig(Config):
     """How many labelled documents of the database are asked for, where no other queries are given; and the seed."""
 
-    sample: int = Field(default=1000, ge=1)
-    seed: int = 0
+    sample: int = Field(default=1000, ge=1, description="queries taken from the database where none are given")
+    seed: int = Field(default=0, description="of that sample, and of sign random projection")
 
 
 def evaluate(

@@ -22,7 +22,7 @@ SHOWN = ("id", "labels", "text", "component", "metadata")
 class IndexConfig(Config):
     """How codes are cut into segments; a segment is what one search maps and scans at a time."""
 
-    segment_documents: int = Field(default=5_000_000, ge=1)
+    segment_documents: int = Field(default=5_000_000, ge=1, description="codes of a segment at most")
 
 
 def index(

@@ -1,6 +1,7 @@
 """The door to DeepSpeed: a model and its optimiser under the ZeRO stage that was asked for."""
 
 import os
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -70,6 +71,14 @@ def build_engine(config: PretrainConfig, model: VAE) -> Any:
     )
     engine.train()
     return engine
+
+
+def whole_parameters(engine: Any) -> AbstractContextManager[Any]:
+    """A context in which every worker has all parameters, which ZeRO 3 cuts up otherwise. Collective."""
+    import deepspeed
+
+    cut_up = engine.zero_optimization_stage() == 3
+    return deepspeed.zero.GatheredParameters(list(engine.module.parameters()), enabled=cut_up)
 
 
 def _engine_config(config: PretrainConfig) -> dict[str, Any]:

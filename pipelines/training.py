@@ -17,7 +17,7 @@ import torch.distributed as dist
 from pipelines import checkpoint
 from pipelines.artifact import Artifact, write_text
 from pipelines.batches import digest, rows_of_step, rows_of_worker, steps_per_epoch
-from pipelines.engine import PretrainConfig, build_engine
+from pipelines.engine import PretrainConfig, build_engine, whole_parameters
 from pipelines.shards import Shards
 from vae_core.errors import LatentbitsError
 from vae_core.model import VAE, Terms, VAEConfig
@@ -160,10 +160,7 @@ def _model(job: Job, shards: Shards, *, fresh: bool) -> VAE:
 
 
 def _export(engine: Any, folder: Path) -> None:
-    import deepspeed
-
-    stage_3 = engine.zero_optimization_stage() == 3
-    with deepspeed.zero.GatheredParameters(list(engine.module.parameters()), enabled=stage_3):
+    with whole_parameters(engine):
         if dist.get_rank() == 0:
             beside = folder.with_name(f"{folder.name}.tmp")
             shutil.rmtree(beside, ignore_errors=True)

@@ -95,7 +95,13 @@ def _started() -> Iterator[None]:
         _require_memory()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS", "this machine")
+        raise Misuse(
+            f"no Ray cluster answers at {address}; start it, or unset RAY_ADDRESS to use this machine"
+        ) from error
     try:
         yield
     finally:

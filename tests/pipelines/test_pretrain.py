@@ -217,9 +217,10 @@ def kill_driver(shards: Path, folder: Path, config: PretrainConfig, *, after: in
     driver = subprocess.Popen([sys.executable, "-c", call], start_new_session=True, env=environment)
     worker = psutil.Process(wait_for_step(folder, after)["process"])
     os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
     with contextlib.suppress(psutil.NoSuchProcess):
-        worker.wait(timeout=30)  # Ray ends what the driver started; it is to have written its last word
+        worker.kill()  # Ray would end it too, but so late that it may have done all steps
+        worker.wait(timeout=30)
+    driver.wait()
 
 
 def test_a_loss_that_is_no_number_ends_training_at_once_and_keeps_the_checkpoint(shards: Path) -> None:

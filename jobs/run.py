@@ -126,7 +126,7 @@ def _stages(
         return pretrain(shards, out, parts, how, overwrite=overwrite, progress=progress, tracking=tracking)
 
     def make_codes(out: Path) -> Artifact:
-        return encode(model, shards, out, config.encode, overwrite=overwrite, progress=progress, tracking=tracking)
+        return encode(model, shards, out, config.encode, overwrite=overwrite, progress=progress)
 
     def make_index(out: Path) -> Artifact:
         return index(codes, out, config.index, overwrite=overwrite, progress=progress)

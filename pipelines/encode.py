@@ -31,7 +31,6 @@ from pipelines.progress import Progress, Silent
 from pipelines.scatter import scatter
 from pipelines.shards import record_batches
 from pipelines.slices import Slice, suitable_bytes
-from pipelines.tracking import NoTracking, Tracker
 from vae_core.config import Config
 from vae_core.errors import LatentbitsError
 
@@ -59,7 +58,6 @@ def encode(
     *,
     overwrite: bool = False,
     progress: Progress = Silent(),
-    tracking: Tracker = NoTracking(),
 ) -> Artifact:
     """Encode every document of `source` and write the codes artifact to `out`.
 
@@ -86,7 +84,7 @@ def encode(
         found[name] = part
         progress.advance(next(item.amount for item in waiting if item.name == name), f"{part.rows:,} codes in {name}")
     progress.finish()
-    return _finished(draft, [found[item.name] for item in items], trained, config, tracking)
+    return _finished(draft, [found[item.name] for item in items], trained, config)
 
 
 class _Item(Config):
@@ -251,9 +249,7 @@ def _described(schema: pa.Schema, encoder: Encoder, source: str) -> pa.Schema:
     return schema.with_metadata(facts)
 
 
-def _finished(
-    draft: Draft, parts: list[Part | None], model: Artifact, config: EncodeConfig, tracking: Tracker
-) -> Artifact:
+def _finished(draft: Draft, parts: list[Part | None], model: Artifact, config: EncodeConfig) -> Artifact:
     whole = [part for part in parts if part is not None]
     documents = sum(part.rows for part in whole)
     rejected = sum(part.statistics["rejected"] for part in whole)
@@ -268,6 +264,5 @@ def _finished(
     if not documents:
         raise LatentbitsError("there was no document to encode in the files given")
     bits = model.manifest.config["model"]["latent"]["bits"]
-    tracking.log("encode", {"documents": float(documents), "rejected": float(rejected)}, 0)
     statistics = {"documents": documents, "bits": bits, "rejected": rejected, "first_rejected": first}
-    return draft.finish(whole, statistics, tracking.run_id("encode"))
+    return draft.finish(whole, statistics)

@@ -39,11 +39,15 @@ class Ragged:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Documents twice: their tokens in order, and their terms with how often each occurs (`counts`, (N,))."""
+    """Documents twice: their tokens in order, and their terms with how often each occurs (`counts`, (N,)).
+
+    `classes` (B,), where a conditional model reads them: each document's class by number, -1 if unknown.
+    """
 
     tokens: Ragged
     terms: Ragged
     counts: Tensor
+    classes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.terms.offsets) - 1
@@ -59,4 +63,5 @@ class Batch:
         return weights / squares.sqrt().clamp(min=1e-12)[self.terms.rows]
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.tokens.to(device), self.terms.to(device), self.counts.to(device))
+        classes = None if self.classes is None else self.classes.to(device)
+        return Batch(self.tokens.to(device), self.terms.to(device), self.counts.to(device), classes)

@@ -10,14 +10,16 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from vae_core.batch import Batch
+from vae_core.condition import ConditionConfig, build_condition
 from vae_core.config import Config, of_default_kind
+from vae_core.corruption import CorruptionConfig, corrupted
 from vae_core.decoders import BagOfWordsDecoder, BagOfWordsDecoderConfig, DecoderConfig, build_decoder
 from vae_core.encoders import EncoderConfig, TransformerEncoder, TransformerEncoderConfig, build_encoder
 from vae_core.errors import Damaged, Misuse
-from vae_core.latents import BernoulliMixtureConfig, LatentConfig, build_latent
-from vae_core.latents.bernoulli_mixture import BernoulliMixturePosterior
+from vae_core.latents import BernoulliMixtureConfig, LatentConfig, build_latent, reads_states
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -28,8 +30,10 @@ class Composition(Config):
     encoder: EncoderConfig = TransformerEncoderConfig()
     latent: LatentConfig = BernoulliMixtureConfig()
     decoder: DecoderConfig = BagOfWordsDecoderConfig()
+    condition: ConditionConfig | None = Field(default=None, description="what else the model is told; null: nothing")
+    corruption: CorruptionConfig = CorruptionConfig()
 
-    @field_validator("encoder", "decoder", mode="before")
+    @field_validator("encoder", "latent", "decoder", mode="before")
     @classmethod
     def _of_default_kind(cls, settings: Any, field: ValidationInfo) -> Any:
         """Settings that name no kind are the default kind's."""
@@ -44,12 +48,20 @@ class VAEConfig(Composition):
 
 
 class Terms(NamedTuple):
-    """The parts of the ELBO: log p(x | z) (S, B), the KL by group (B, G), both in nats; samples and posterior."""
+    """The parts of every objective, in nats.
+
+    log p(x | z), log q(z | x) and log p(z) of the samples, each (S, B); the KL by group (B, G); the mixture's
+    dispersion (B,); samples z, as many draws from the prior, and the posterior.
+    """
 
     log_px: Tensor
+    log_q: Tensor
+    log_p: Tensor
     kl_groups: Tensor
-    z: Tensor
-    posterior: BernoulliMixturePosterior
+    dispersion: Tensor
+    z: Any
+    prior_z: Any
+    posterior: Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,35 +83,71 @@ class VAE(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = build_encoder(config.encoder, terms=config.terms, tokens=config.tokens)
-        self.latent = build_latent(config.latent, self.encoder.width)
-        self.decoder = build_decoder(config.decoder, self.latent.width, terms=config.terms, tokens=config.tokens)
+        states = reads_states(config.latent)
+        self.encoder = build_encoder(config.encoder, terms=config.terms, tokens=config.tokens, states=states)
+        self.condition = build_condition(config.condition, tokens=config.tokens) if config.condition else None
+        told = self.condition.width if self.condition else 0
+        self.latent = build_latent(config.latent, self.encoder.width + told)
+        self.decoder = build_decoder(config.decoder, self.latent.width + told, terms=config.terms, tokens=config.tokens)
         self.idf: Tensor
         self.register_buffer("idf", torch.ones(config.terms))
 
     def forward(self, batch: Batch, samples: int = 1, progress: float = 1.0) -> Terms:
-        """The ELBO's terms; in training with straight-through samples, in evaluation at the hard code.
+        """The objective's terms; in training with samples that carry gradients, in evaluation at the hard code.
 
         `progress` is the share of training that is done: a part that joins late reads it.
         """
-        tfidf_N = batch.tfidf(self.idf)
-        draw = self.latent(self.encoder(batch, tfidf_N, progress), samples)
-        return Terms(self.decoder(batch, tfidf_N, draw.z), draw.kl_groups, draw.z, draw.posterior)
+        told = self.condition(batch) if self.condition else None
+        draw = self.latent(self._features(batch, told, progress), samples)
+        log_px = self.latent.expectation(self._log_px(batch, draw.z, told), draw.log_q)
+        kept = (draw.log_q, draw.log_p, draw.kl_groups, draw.dispersion)
+        return Terms(log_px, *kept, draw.z, draw.prior_z, draw.posterior)
+
+    def posterior(self, batch: Batch) -> Any:
+        """q(z | x) of documents. Call in evaluation mode."""
+        told = self.condition(batch) if self.condition else None
+        return self.latent.posterior(self._features(batch, told, 1.0))
+
+    def log_px(self, batch: Batch, z: Any) -> Tensor:
+        """log p(x | z) in nats of z (S, B, W), (S, B)."""
+        return self._log_px(batch, z, self.condition(batch) if self.condition else None)
+
+    def decoder_input(self, batch: Batch, z: Any) -> Any:
+        """z (S, B, W) with what the decoder is told of these documents beside it."""
+        return _joined(z, self.condition(batch)) if self.condition else z
 
     @torch.inference_mode()
     def encode(self, batch: Batch) -> Encoded:
         """Codes of documents, the same in any batch. Call in evaluation mode."""
-        posterior = self.latent(self.encoder(batch, batch.tfidf(self.idf))).posterior
-        code = posterior.mode()
-        log_probability = posterior.bits().log_prob(code.to(posterior.log_odds.dtype))
-        confidence = (log_probability / code.shape[1]).exp()
-        return Encoded(posterior.log_odds, self.latent.components_of(code).argmax(dim=-1), confidence)
+        posterior = self.posterior(batch)
+        log_odds = posterior.log_odds
+        code = log_odds > 0
+        confidence = -softplus(-log_odds.abs()).mean(dim=1)
+        return Encoded(log_odds, self.latent.components_of(code).argmax(dim=-1), confidence.exp())
+
+    def _features(self, batch: Batch, told: Tensor | None, progress: float) -> Any:
+        if self.training and self.config.corruption.active:
+            batch = corrupted(batch, self.config.corruption)
+        features = self.encoder(batch, batch.tfidf(self.idf), progress)
+        return features if told is None else torch.cat([features, told], dim=-1)
+
+    def _log_px(self, batch: Batch, z: Any, told: Tensor | None) -> Tensor:
+        if self.condition is not None and told is not None:
+            batch, z = self.condition.rest(batch), _joined(z, told)
+        log_px: Tensor = self.decoder(batch, batch.tfidf(self.idf), z)
+        return log_px
 
     @property
     def reads_tokens(self) -> bool:
         """Whether any part reads the tokens in order, not only the terms."""
-        encoder, decoder = self.config.encoder, self.config.decoder
-        return getattr(encoder, "reads", "terms") == "tokens" or decoder.kind == "transformer"
+        opening = self.config.condition is not None and self.config.condition.kind == "opening"
+        return self.encoder.reads_tokens or self.decoder.reads_tokens or opening
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes that a class-conditional model is told of, in the order of `Batch.classes`; else None."""
+        condition = self.config.condition
+        return condition.classes if condition is not None and condition.kind == "class" else None
 
     def start_from(self, document_frequencies_V: Tensor, documents: int, sample: Batch | None = None) -> None:
         """Set what a first look at the corpus tells, before training.
@@ -133,3 +181,7 @@ class VAE(nn.Module):
         except (ValidationError, ValueError, RuntimeError, SafetensorError) as error:
             raise Damaged(f"the model in {folder} cannot be loaded: {error}") from error
         return model.eval()
+
+
+def _joined(z_SBW: Tensor, told_BE: Tensor) -> Tensor:
+    return torch.cat([z_SBW, told_BE.expand(len(z_SBW), -1, -1)], dim=-1)

@@ -29,6 +29,8 @@ class BagOfWordsDecoderConfig(Config):
 class BagOfWordsDecoder(nn.Module):
     """log p(x | z) = sum_v w_v(x) log softmax(E z + e)_v."""
 
+    reads_tokens = False
+
     def __init__(self, config: BagOfWordsDecoderConfig, latent_width: int, vocabulary: int) -> None:
         super().__init__()
         self.config = config

@@ -40,6 +40,8 @@ class TransformerDecoderConfig(Config):
 class TransformerDecoder(nn.Module):
     """p(x | z) = prod_t p(x_t | x_<t, z), the end of the document included."""
 
+    reads_tokens = True
+
     def __init__(self, config: TransformerDecoderConfig, latent_width: int, vocabulary: int) -> None:
         super().__init__()
         self.config = config

@@ -5,12 +5,15 @@ from typing import Annotated, assert_never
 from pydantic import Field
 
 from vae_core.encoders.bag_of_words import BagOfWordsEncoder, BagOfWordsEncoderConfig
+from vae_core.encoders.states import States
 from vae_core.encoders.transformer import TransformerEncoder, TransformerEncoderConfig
+from vae_core.errors import Misuse
 
 __all__ = [
     "BagOfWordsEncoderConfig",
     "Encoder",
     "EncoderConfig",
+    "States",
     "TransformerEncoder",
     "TransformerEncoderConfig",
     "build_encoder",
@@ -20,11 +23,17 @@ EncoderConfig = Annotated[TransformerEncoderConfig | BagOfWordsEncoderConfig, Fi
 Encoder = TransformerEncoder | BagOfWordsEncoder
 
 
-def build_encoder(config: EncoderConfig, *, terms: int, tokens: int) -> Encoder:
-    """The encoder that `config` describes, over vocabularies of `terms` words and `tokens` subwords."""
+def build_encoder(config: EncoderConfig, *, terms: int, tokens: int, states: bool = False) -> Encoder:
+    """The encoder that `config` describes, over vocabularies of `terms` words and `tokens` subwords.
+
+    With `states` its `forward` returns a vector for every id (`States`), otherwise one for each document.
+    Raises Misuse where the encoder has no vectors of single ids.
+    """
     match config:
         case TransformerEncoderConfig():
-            return TransformerEncoder(config, terms if config.reads == "terms" else tokens)
+            return TransformerEncoder(config, terms if config.reads == "terms" else tokens, states=states)
+        case BagOfWordsEncoderConfig() if states:
+            raise Misuse("a bag_of_words encoder has no vector of each token; take the encoder kind transformer")
         case BagOfWordsEncoderConfig():
             return BagOfWordsEncoder(config, terms)
         case _:

@@ -15,13 +15,18 @@ class BagOfWordsEncoderConfig(Config):
     """Settings of the bag-of-words encoder."""
 
     kind: Literal["bag_of_words"] = "bag_of_words"
+    weights: Literal["tfidf", "counts", "binary"] = Field(
+        default="tfidf", description="what a word weighs: TF-IDF, how often it occurs, or 1; rows have unit length"
+    )
     width: int = Field(default=1000, ge=1, description="of the hidden layer")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="of the hidden layer")
     term_dropout: float = Field(default=0.6, ge=0, lt=1, description="share of a document's words unseen in a step")
 
 
 class BagOfWordsEncoder(nn.Module):
-    """relu(W x + b) of the TF-IDF row x; an empty document gives relu(b)."""
+    """relu(W x + b) of the document's row x of term weights, of unit length; an empty document gives relu(b)."""
+
+    reads_tokens = False
 
     def __init__(self, config: BagOfWordsEncoderConfig, vocabulary: int) -> None:
         super().__init__()
@@ -34,9 +39,17 @@ class BagOfWordsEncoder(nn.Module):
     def forward(self, batch: Batch, tfidf_N: Tensor, progress: float = 1.0) -> Tensor:
         """Hidden vectors, (B, width)."""
         del progress
-        seen_N = dropout(tfidf_N, self.config.term_dropout, self.training)
+        seen_N = dropout(self._weights(batch, tfidf_N), self.config.term_dropout, self.training)
         summed = self.weights(batch.terms.values, batch.terms.offsets[:-1], per_sample_weights=seen_N)
         return dropout(relu(self.bias(summed)), self.config.dropout, self.training)
+
+    def _weights(self, batch: Batch, tfidf_N: Tensor) -> Tensor:
+        if self.config.weights == "tfidf":
+            return tfidf_N
+        counts_N = batch.counts.to(tfidf_N.dtype)
+        weights_N = counts_N if self.config.weights == "counts" else torch.ones_like(counts_N)
+        squares = weights_N.new_zeros(len(batch)).index_add(0, batch.terms.rows, weights_N.square())
+        return weights_N / squares.sqrt().clamp(min=1e-12)[batch.terms.rows]
 
 
 class _Bias(nn.Module):

@@ -14,6 +14,7 @@ from vae_core.batch import Batch, Ragged
 from vae_core.config import Config
 from vae_core.encoders.lsi import lsi_vectors
 from vae_core.encoders.segments import SegmentBlocks
+from vae_core.encoders.states import States, states_of
 
 EMBEDDING_SCALE = 10.0
 """Vectors are stored at a tenth of their size, so that one optimiser step moves them ten times as far."""
@@ -42,26 +43,33 @@ class TransformerEncoderConfig(Config):
 class TransformerEncoder(nn.Module):
     """Blocks over segments of a document, a weighted mean over all of it, and one hidden layer."""
 
-    def __init__(self, config: TransformerEncoderConfig, vocabulary: int) -> None:
+    def __init__(self, config: TransformerEncoderConfig, vocabulary: int, *, states: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.width = config.hidden
+        self.reads_tokens = config.reads == "tokens"
+        self.width = config.width if states else config.hidden
         self.embedding = nn.Embedding(vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=0.01)
         self.position = nn.Embedding(config.positions, config.width) if config.reads == "tokens" else None
         self.segments = SegmentBlocks(config.layers, config.width, config.heads, longest=config.segment)
         self.norm = nn.LayerNorm(config.width)
-        self.hidden = nn.Linear(config.width, config.hidden)
-        nn.init.normal_(self.hidden.weight, std=config.width**-0.5)
+        self.hidden = None if states else nn.Linear(config.width, config.hidden)
+        if self.hidden is not None:
+            nn.init.normal_(self.hidden.weight, std=config.width**-0.5)
 
-    def forward(self, batch: Batch, tfidf_N: Tensor, progress: float = 1.0) -> Tensor:
-        """Hidden vectors, (B, width). An empty document has the same vector whatever else is in the batch."""
+    def forward(self, batch: Batch, tfidf_N: Tensor, progress: float = 1.0) -> Tensor | States:
+        """Hidden vectors, (B, width). An empty document has the same vector whatever else is in the batch.
+
+        With `states`, the ids' own vectors instead, neither pooled nor hidden.
+        """
         ids, weights_N = self._read(batch, tfidf_N)
         x_ND = EMBEDDING_SCALE * self.embedding(ids.values)
         if self.position is not None:
             x_ND = x_ND + self.position(ids.positions % self.config.positions)
         if progress >= self.config.grow_after:
             x_ND = self.segments(x_ND, ids, weights_N)
+        if self.hidden is None:
+            return states_of(self.norm(x_ND), ids)
         pooled_BD = x_ND.new_zeros(len(batch), x_ND.shape[1]).index_add(0, ids.rows, weights_N.unsqueeze(1) * x_ND)
         hidden = relu(self.hidden(0.1 * self.norm(pooled_BD)))
         return dropout(hidden, self.config.dropout, self.training)

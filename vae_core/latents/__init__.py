@@ -1,13 +1,51 @@
 """Latents: posterior head, prior and KL of each family, one file each. A new one is also a line in each list below."""
 
+from typing import Annotated, assert_never
+
+from pydantic import Field
+
+from vae_core.latents.bernoulli import BernoulliConfig, BernoulliLatent
 from vae_core.latents.bernoulli_mixture import BernoulliMixtureConfig, BernoulliMixtureLatent
+from vae_core.latents.gaussian import GaussianConfig, GaussianLatent
+from vae_core.latents.latent import Latent, LatentDraw
 
-__all__ = ["BernoulliMixtureConfig", "Latent", "LatentConfig", "build_latent"]
+__all__ = [
+    "BernoulliConfig",
+    "BernoulliLatent",
+    "BernoulliMixtureConfig",
+    "BernoulliMixtureLatent",
+    "GaussianConfig",
+    "GaussianLatent",
+    "Latent",
+    "LatentConfig",
+    "LatentDraw",
+    "build_latent",
+    "reads_states",
+]
 
-LatentConfig = BernoulliMixtureConfig
-Latent = BernoulliMixtureLatent
+LatentConfig = Annotated[
+    BernoulliMixtureConfig | BernoulliConfig | GaussianConfig,
+    Field(discriminator="kind"),
+]
+
+
+SETS: tuple[str, ...] = ("nonparametric",)
+"""Kinds whose z is a set of vectors, read off the encoder's vector of every token."""
 
 
 def build_latent(config: LatentConfig, features: int) -> Latent:
     """The latent that `config` describes, read off `features` numbers a document."""
-    return BernoulliMixtureLatent(config, features)
+    match config:
+        case BernoulliMixtureConfig():
+            return BernoulliMixtureLatent(config, features)
+        case BernoulliConfig():
+            return BernoulliLatent(config, features)
+        case GaussianConfig():
+            return GaussianLatent(config, features)
+        case _:
+            assert_never(config)
+
+
+def reads_states(config: LatentConfig) -> bool:
+    """Whether the latent is given the encoder's vector of every token, not one vector a document."""
+    return config.kind in SETS

@@ -140,8 +140,8 @@ def test_a_document_costs_what_a_loop_over_its_tokens_says(channels: tuple[int, 
     decoder, z = autoregressive(*channels), codes(len(DOCUMENTS), samples=2)
     expected = torch.zeros(2, len(DOCUMENTS))
     for sample, (row, document) in product(range(2), enumerate(DOCUMENTS)):
-        read = [decoder.begin]
-        for token in (*document.tokens, decoder.end):
+        read = [decoder.teacher.begin]
+        for token in (*document.tokens, decoder.teacher.end):
             next_token = decoder.logits(torch.tensor([read]), z[sample, row].unsqueeze(0))[0, -1].log_softmax(dim=0)
             expected[sample, row] += next_token[token]
             read.append(token)
@@ -173,8 +173,8 @@ def test_word_dropout_hides_its_share_of_the_words_in_training_and_none_in_evalu
     decoder = autoregressive(word_dropout=0.3)
     seen = inputs_read(decoder, documents)
     trained = inputs_read(decoder.train(), documents)
-    hidden = trained == decoder.hidden
-    assert not (seen == decoder.hidden).any()
+    hidden = trained == decoder.teacher.hidden
+    assert not (seen == decoder.teacher.hidden).any()
     assert not hidden[:, 0].any()
     assert torch.equal(trained[~hidden], seen[~hidden])
     words = hidden[:, 1:].double()
@@ -184,9 +184,11 @@ def test_word_dropout_hides_its_share_of_the_words_in_training_and_none_in_evalu
 def test_with_every_word_hidden_the_targets_are_still_the_document() -> None:
     decoder = autoregressive(word_dropout=1.0).train()
     document, z = Document({}, (4, 7, 1)), codes(1)
-    read = torch.tensor([[decoder.begin, decoder.hidden, decoder.hidden, decoder.hidden]])
+    read = torch.tensor(
+        [[decoder.teacher.begin, decoder.teacher.hidden, decoder.teacher.hidden, decoder.teacher.hidden]]
+    )
     log_p = decoder.logits(read, z[0])[0].log_softmax(dim=1)
-    expected = log_p[range(4), [4, 7, 1, decoder.end]].sum()
+    expected = log_p[range(4), [4, 7, 1, decoder.teacher.end]].sum()
     torch.testing.assert_close(log_p_of(decoder, [document], z)[0, 0], expected)
 
 

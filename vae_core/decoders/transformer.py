@@ -9,13 +9,11 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from vae_core.attention import Block
 from vae_core.batch import Batch
 from vae_core.config import Config
-
-IGNORED = -100
+from vae_core.decoders.autoregressive import Teacher, log_likelihood
 
 
 class TransformerDecoderConfig(Config):
@@ -45,9 +43,8 @@ class TransformerDecoder(nn.Module):
     def __init__(self, config: TransformerDecoderConfig, latent_width: int, vocabulary: int) -> None:
         super().__init__()
         self.config = config
-        # Only words and the end are ever predicted, so they come first: what is read but not written has no logit.
-        self.end, self.begin, self.hidden = vocabulary, vocabulary + 1, vocabulary + 2
-        self.embedding = nn.Embedding(vocabulary + 3, config.width)
+        self.teacher = Teacher(vocabulary, config.positions, config.word_dropout)
+        self.embedding = nn.Embedding(self.teacher.read, config.width)
         self.position = nn.Embedding(config.positions, config.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.position.weight, std=0.02)
@@ -56,17 +53,14 @@ class TransformerDecoder(nn.Module):
         self.to_embedding = nn.Linear(latent_width, config.width, bias=False) if config.embedding else None
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, vocabulary + 1)
+        self.output = nn.Linear(config.width, self.teacher.written)
 
     def forward(self, batch: Batch, tfidf_N: Tensor, z_SBK: Tensor) -> Tensor:
         """log p(x | z) in nats, summed over tokens, (S, B)."""
         del tfidf_N
-        inputs_BT, targets_BT = self._teacher(batch)
-        samples = len(z_SBK)
-        logits_MTV = self.logits(inputs_BT.repeat(samples, 1), z_SBK.flatten(0, 1)).float()
-        targets_MT = targets_BT.repeat(samples, 1)
-        nll_MT = cross_entropy(logits_MTV.transpose(1, 2), targets_MT, ignore_index=IGNORED, reduction="none")
-        return -nll_MT.sum(dim=1).unflatten(0, (samples, -1))
+        lesson = self.teacher.lesson(batch, training=self.training)
+        logits_MTV = self.logits(lesson.inputs.repeat(len(z_SBK), 1), z_SBK.flatten(0, 1))
+        return log_likelihood(logits_MTV, lesson.targets)
 
     def logits(self, inputs_MT: Tensor, z_MK: Tensor) -> Tensor:
         """Logits of the next token, or of the end, at every position, (M, T, V + 1)."""
@@ -90,20 +84,3 @@ class TransformerDecoder(nn.Module):
         """(T, J + T): 0 where a position may look, -inf where it may not; memory slots are always in sight."""
         future = like.new_full((length, length), -torch.inf).triu(diagonal=1)
         return torch.cat([like.new_zeros(length, self.config.memory_slots), future], dim=1)
-
-    def _teacher(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Inputs [begin, x_1 ..] and targets [x_1 .. end], each (B, T); a cut document has no end."""
-        tokens, most = batch.tokens, self.config.positions
-        length = min(most, int(tokens.lengths.max()) + 1)
-        targets = tokens.values.new_full((len(batch), length + 1), IGNORED)
-        fits_N = tokens.positions < length
-        targets[tokens.rows[fits_N], tokens.positions[fits_N]] = tokens.values[fits_N]
-        ends = tokens.lengths.clamp(max=length)
-        targets[torch.arange(len(batch), device=ends.device), ends] = self.end
-        targets = targets[:, :length]
-        inputs = targets.roll(1, dims=1).masked_fill(targets.roll(1, dims=1) == IGNORED, self.end)
-        inputs[:, 0] = self.begin
-        if self.training and self.config.word_dropout:
-            unseen = torch.rand_like(inputs, dtype=torch.float) < self.config.word_dropout
-            inputs[:, 1:] = inputs[:, 1:].masked_fill(unseen[:, 1:], self.hidden)
-        return inputs, targets

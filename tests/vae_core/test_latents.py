@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, kl_divergence
 from torch.nn.functional import one_hot
 
+from vae_core.estimators import StraightThrough
 from vae_core.latents import BernoulliMixtureConfig, BernoulliMixtureLatent
 from vae_core.latents.bernoulli_mixture import BernoulliMixturePosterior
 
@@ -26,10 +27,11 @@ CODES = all_codes(BITS)
 ERRORS = 4.9
 
 
-def latent_of(components: int = COMPONENTS, sampling: str = "threshold", noise: bool = False) -> BernoulliMixtureLatent:
+def latent_of(components: int = COMPONENTS, draw: str = "mode", noise: bool = False) -> BernoulliMixtureLatent:
     """A latent with a prior of some contrast, whose log-odds are its features."""
     torch.manual_seed(0)
-    config = BernoulliMixtureConfig(bits=BITS, components=components, sampling=sampling, noise=noise)
+    estimator = StraightThrough(draw=draw)
+    config = BernoulliMixtureConfig(bits=BITS, components=components, estimator=estimator, noise=noise)
     latent = BernoulliMixtureLatent(config, features=BITS)
     with torch.no_grad():
         latent.log_odds.weight.copy_(torch.eye(BITS))
@@ -102,7 +104,7 @@ def test_prior_sums_to_one_over_all_codes_and_agrees_with_the_sum_over_component
 
 
 def test_three_kls_are_in_their_order() -> None:
-    """KL(q(z) || p(z)) <= -logsumexp_c(log pi_c - KL_c) <= KL with any q(c | x) (MODELS 2.4)."""
+    """KL(q(z) || p(z)) <= -logsumexp_c(log pi_c - KL_c) <= KL with any q(c | x)."""
     latent, posterior = latent_of().double(), posterior_of()
     log_q = Independent(Bernoulli(logits=posterior.log_odds.unsqueeze(1)), 1).log_prob(CODES)
     marginal = (log_q.exp() * (log_q - latent.prior().log_prob(CODES))).sum(dim=1)
@@ -134,8 +136,8 @@ def test_components_of_a_code_follow_bayes_rule() -> None:
 def test_mode_is_the_most_probable_code_and_a_tie_is_zero() -> None:
     posterior = posterior_of()
     best = log_q_joint(posterior).logsumexp(dim=1).argmax(dim=1)
-    assert torch.equal(posterior.mode(), CODES[best].bool())
-    assert not BernoulliMixturePosterior(torch.zeros(1, BITS), torch.zeros(1, 1)).mode().any()
+    assert torch.equal(latent_of().mode(posterior), CODES[best])
+    assert not latent_of().mode(BernoulliMixturePosterior(torch.zeros(1, BITS), torch.zeros(1, 1))).any()
 
 
 def test_kl_gradient_agrees_with_finite_differences() -> None:
@@ -166,13 +168,13 @@ def test_single_precision_agrees_with_double() -> None:
 
 
 @pytest.mark.parametrize("extreme", [-50.0, 50.0])
-@pytest.mark.parametrize("sampling", ["threshold", "bernoulli"])
-def test_saturated_log_odds_give_finite_values_and_gradients(extreme: float, sampling: str) -> None:
-    latent = latent_of(sampling=sampling, noise=True)
+@pytest.mark.parametrize("draw", ["mode", "sample"])
+def test_saturated_log_odds_give_finite_values_and_gradients(extreme: float, draw: str) -> None:
+    latent = latent_of(draw=draw, noise=True)
     latent.prior_log_odds.data.fill_(-extreme)
     features = torch.full((DOCUMENTS, BITS), extreme, requires_grad=True)
-    draw = latent(features, samples=2)
-    total = draw.z.sum() + draw.kl_groups.sum()
+    given = latent(features, samples=2)
+    total = given.z.sum() + given.kl_groups.sum()
     total.backward()
     assert total.isfinite()
     assert all(tensor.grad.isfinite().all() for tensor in (features, *latent.parameters()))
@@ -184,7 +186,7 @@ ROW = torch.tensor([-2.0, -1.0, -0.5, -0.1, 0.1, 0.5, 1.0, 2.0])
 def gradients_of_samples(function: Callable[[Tensor], Tensor], draws: int) -> Tensor:
     """Straight-through gradients by the log-odds ROW of `draws` independent samples, (draws, K)."""
     features = ROW.repeat(draws, 1).requires_grad_()
-    z = latent_of(sampling="bernoulli")(features).z[0]
+    z = latent_of(draw="sample")(features).z[0]
     return torch.autograd.grad(function(z).sum(), features)[0].double()
 
 
@@ -225,17 +227,16 @@ def test_threshold_gradient_is_that_of_the_probabilities() -> None:
 
 
 def test_sampled_bits_are_bits_and_have_the_mean_of_their_probability() -> None:
-    z = latent_of(sampling="bernoulli")(ROW.unsqueeze(0), samples=50_000).z[:, 0].detach().double()
+    z = latent_of(draw="sample")(ROW.unsqueeze(0), samples=50_000).z[:, 0].detach().double()
     assert (z - z.round()).abs().max() < 1e-6
     assert_mean_is(z.round(), ROW.double().sigmoid(), power=0.005)
 
 
-@pytest.mark.parametrize("sampling", ["threshold", "bernoulli"])
-def test_evaluation_gives_exactly_the_hard_code_with_no_noise(sampling: str) -> None:
-    latent = latent_of(sampling=sampling, noise=True).eval()
+@pytest.mark.parametrize("draw", ["mode", "sample"])
+def test_evaluation_gives_exactly_the_hard_code_with_no_noise(draw: str) -> None:
+    latent = latent_of(draw=draw, noise=True).eval()
     features = torch.randn(DOCUMENTS, BITS)
-    draw = latent(features, samples=3)
-    assert torch.equal(draw.z, (features > 0).float().expand(3, -1, -1))
+    assert torch.equal(latent(features, samples=3).z, (features > 0).float().expand(3, -1, -1))
 
 
 def test_training_adds_noise_of_the_learned_scale_and_only_where_it_is_asked_for() -> None:

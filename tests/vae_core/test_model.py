@@ -18,9 +18,9 @@ from vae_core.codes import PackedCodes, hamming
 from vae_core.decoders import BagOfWordsDecoderConfig, TransformerDecoderConfig
 from vae_core.encoders import BagOfWordsEncoderConfig, TransformerEncoderConfig
 from vae_core.errors import Damaged, Misuse
+from vae_core.estimators import StraightThrough
 from vae_core.latents import BernoulliMixtureConfig
 from vae_core.model import CONFIG_FILE, VAE, WEIGHTS_FILE, Terms, VAEConfig
-from vae_core.objectives import Beta, loss
 
 TERMS, TOKENS, BITS = 40, 30, 8
 DOCUMENTS = [*random_documents(5, terms=TERMS, tokens=TOKENS), EMPTY]
@@ -33,14 +33,14 @@ COMPOSITIONS = [(BAG_IN, BAG_OUT), (TERMS_IN, BAG_OUT), (TOKENS_IN, TOKENS_OUT)]
 every_composition = pytest.mark.parametrize("parts", COMPOSITIONS)
 
 
-def config_of(parts: tuple = (BAG_IN, BAG_OUT), sampling: str = "threshold") -> VAEConfig:
-    latent = BernoulliMixtureConfig(bits=BITS, components=3, sampling=sampling, noise=False)
+def config_of(parts: tuple = (BAG_IN, BAG_OUT), draw: str = "mode") -> VAEConfig:
+    latent = BernoulliMixtureConfig(bits=BITS, components=3, estimator=StraightThrough(draw=draw), noise=False)
     return VAEConfig(encoder=parts[0], latent=latent, decoder=parts[1], terms=TERMS, tokens=TOKENS)
 
 
-def model_of(parts: tuple = (BAG_IN, BAG_OUT), sampling: str = "threshold") -> VAE:
+def model_of(parts: tuple = (BAG_IN, BAG_OUT), draw: str = "mode") -> VAE:
     torch.manual_seed(0)
-    return shaken(VAE(config_of(parts, sampling))).eval()
+    return shaken(VAE(config_of(parts, draw))).eval()
 
 
 def log_px_of_every_code(model: VAE, batch: Batch) -> Tensor:
@@ -76,7 +76,7 @@ def test_evaluation_reports_the_hard_codes_elbo(parts: tuple) -> None:
 @every_composition
 @torch.no_grad()
 def test_elbo_falls_short_of_the_evidence_by_the_kl_to_the_true_posterior(parts: tuple) -> None:
-    """log p(x) - ELBO = KL(q(c, z | x) || p(c, z | x)), all of it by enumeration (MODELS, identity I1)."""
+    """log p(x) - ELBO = KL(q(c, z | x) || p(c, z | x)), all of it by enumeration."""
     model, batch = model_of(parts), batch_of(DOCUMENTS)
     terms, log_px = model(batch), log_px_of_every_code(model, batch)
     log_q, log_p = log_q_and_p(model, terms)
@@ -92,7 +92,7 @@ def test_elbo_falls_short_of_the_evidence_by_the_kl_to_the_true_posterior(parts:
 @torch.no_grad()
 def test_sampled_elbo_is_that_of_all_codes(parts: tuple) -> None:
     """4.9 standard errors of 4,000 samples: a correct model fails once in a million seeds."""
-    model, batch = model_of(parts, sampling="bernoulli"), batch_of(DOCUMENTS)
+    model, batch = model_of(parts, draw="sample"), batch_of(DOCUMENTS)
     samples = model.train()(batch, samples=4000)
     log_q, _ = log_q_and_p(model, samples)
     exact = (log_q.logsumexp(dim=1).exp() * log_px_of_every_code(model, batch).T).sum(dim=1)
@@ -214,7 +214,8 @@ def test_documents_of_a_planted_topic_share_their_code(encoder: object) -> None:
     for step in range(200):
         documents, _ = planted_documents(32, seed=step)
         optimizer.zero_grad()
-        loss(model(batch_of(documents), progress=step / 200), Beta(), progress=step / 200).total.backward()
+        terms = model(batch_of(documents), progress=step / 200)
+        (min(1.0, step / 100) * terms.kl_groups.sum(dim=1).mean() - terms.log_px.mean()).backward()
         optimizer.step()
     documents, topics = planted_documents(200, seed=1000)
     codes = PackedCodes.pack(model.eval().encode(batch_of(documents)).log_odds > 0)

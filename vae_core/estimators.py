@@ -1,15 +1,15 @@
-"""Gradients of E_q(z | x) log p(x | z) by the logits of a discrete q (MODELS 3). Shapes: S samples, B documents.
+"""Gradients of E_q(z | x) log p(x | z) by the logits of a discrete q. Shapes: S samples, B documents, K bits, or M
+variables of K values.
 
 | estimator | bias | needs |
 | --- | --- | --- |
 | straight-through (Bengio et al. 2013) | none if log p(x given z) is multilinear in z | one sample |
 | Gumbel-softmax (Jang 2017; Maddison 2017) | falls with the temperature; variance grows | relaxed z |
 | straight-through Gumbel-softmax | some | one sample |
-| score function with a leave-one-out baseline (Kool et al. 2019) | none | two samples or more |
+| score function with a leave-one-out baseline (Williams 1992; Kool et al. 2019) | none | two samples or more |
 | enumeration | none, and no variance | few enough values to list them all |
 """
 
-from itertools import product
 from typing import Annotated, Literal, assert_never
 
 import torch
@@ -56,20 +56,50 @@ EstimatorConfig = Annotated[StraightThrough | GumbelSoftmax | ScoreFunction | En
 
 
 def sample_bits(log_odds_BK: Tensor, samples: int, estimator: EstimatorConfig) -> Tensor:
-    """Bits of q for training, (S, B, K): every code, in `every_code`'s order, where the estimator lists them all."""
+    """Bits of q for training, (S, B, K): every code, in `every_value`'s order, where the estimator lists them all.
+
+    Raises Misuse where these are too many.
+    """
     a_SBK = log_odds_BK.expand(samples, -1, -1)
     match estimator:
         case StraightThrough(draw="mode"):
-            return straight_through(a_SBK.sigmoid(), (a_SBK > 0).to(a_SBK.dtype))
+            return straight_through(a_SBK.sigmoid(), above_zero(a_SBK))
         case StraightThrough():
             return straight_through(a_SBK.sigmoid(), torch.bernoulli(a_SBK.sigmoid().detach()))
         case GumbelSoftmax():
-            relaxed = relaxed_bernoulli(a_SBK, estimator.temperature)
-            return straight_through(relaxed, (relaxed > 0.5).to(relaxed.dtype)) if estimator.hard else relaxed
+            perturbed = a_SBK + gumbel(a_SBK) - gumbel(a_SBK)
+            relaxed = (perturbed / estimator.temperature).sigmoid()
+            return straight_through(relaxed, above_zero(perturbed)) if estimator.hard else relaxed
         case ScoreFunction():
             return torch.bernoulli(a_SBK.sigmoid().detach())
         case Enumeration():
-            return every_code(log_odds_BK.shape[1], log_odds_BK).unsqueeze(1).expand(-1, len(log_odds_BK), -1)
+            codes = every_value(log_odds_BK.shape[1], 2, log_odds_BK.device).to(a_SBK.dtype)
+            return codes.unsqueeze(1).expand(-1, len(log_odds_BK), -1)
+        case _:
+            assert_never(estimator)
+
+
+def sample_values(logits_BMK: Tensor, samples: int, estimator: EstimatorConfig) -> Tensor:
+    """One-hot values of q for training, (S, B, M, K): every joint value where the estimator lists them all.
+
+    Softened values are points of the simplex. Raises Misuse where there are too many to list.
+    """
+    logits = logits_BMK.expand(samples, -1, -1, -1)
+    match estimator:
+        case StraightThrough(draw="mode"):
+            return straight_through(logits.softmax(dim=-1), hardest(logits))
+        case StraightThrough():
+            return straight_through(logits.softmax(dim=-1), hardest(logits + gumbel(logits)))
+        case GumbelSoftmax():
+            perturbed = logits + gumbel(logits)
+            relaxed = (perturbed / estimator.temperature).softmax(dim=-1)
+            return straight_through(relaxed, hardest(perturbed)) if estimator.hard else relaxed
+        case ScoreFunction():
+            return hardest(logits + gumbel(logits))
+        case Enumeration():
+            _, variables, values = logits_BMK.shape
+            every = one_hot(every_value(variables, values, logits.device), values).to(logits.dtype)
+            return every.unsqueeze(1).expand(-1, len(logits_BMK), -1, -1)
         case _:
             assert_never(estimator)
 
@@ -98,19 +128,14 @@ def gumbel(like: Tensor) -> Tensor:
     return -torch.empty_like(like).exponential_().clamp(min=torch.finfo(like.dtype).tiny).log()
 
 
-def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """A point of the simplex near a draw from Categorical(logits), with a gradient; the logits' last axis is K."""
-    return ((logits + gumbel(logits)) / temperature).softmax(dim=-1)
+def above_zero(logits: Tensor) -> Tensor:
+    """1 where a logit is above 0, else 0."""
+    return (logits > 0).to(logits.dtype)
 
 
-def relaxed_bernoulli(logits: Tensor, temperature: float) -> Tensor:
-    """The same for a bit: a number in (0, 1); above 1/2 with exactly the probability of a one."""
-    return ((logits + gumbel(logits) - gumbel(logits)) / temperature).sigmoid()
-
-
-def hardest(relaxed: Tensor) -> Tensor:
-    """One-hot of the largest value on the last axis."""
-    return one_hot(relaxed.argmax(dim=-1), relaxed.shape[-1]).to(relaxed.dtype)
+def hardest(logits: Tensor) -> Tensor:
+    """One-hot of the largest value on the last axis; with Gumbel noise on the logits, an exact draw."""
+    return one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
 
 
 def leave_one_out(log_px_SB: Tensor, log_q_SB: Tensor) -> Tensor:
@@ -133,16 +158,15 @@ def enumerated(log_px_SB: Tensor, log_q_SB: Tensor) -> Tensor:
     return (log_q_SB.exp() * log_px_SB).sum(dim=0, keepdim=True)
 
 
-def every_code(bits: int, like: Tensor) -> Tensor:
-    """All codes, (2 ** bits, bits). Raises Misuse where they are too many to list."""
-    require_few(2**bits)
-    return torch.tensor(list(product([0.0, 1.0], repeat=bits)), dtype=like.dtype, device=like.device)
+def every_value(variables: int, values: int, device: torch.device | None = None) -> Tensor:
+    """All joint values of `variables` variables, each 0 to `values` - 1, the last one fastest: (values ** M, M).
 
-
-def require_few(values: int) -> None:
-    """Raise Misuse where a latent has too many values to list."""
-    if values > MOST_ENUMERATED:
+    Raises Misuse where they are more than MOST_ENUMERATED.
+    """
+    if values**variables > MOST_ENUMERATED:
         raise Misuse(
-            f"enumeration lists every value of z, here {values:,}, and at most {MOST_ENUMERATED:,} are; "
-            f"take fewer bits, or the estimator straight_through"
+            f"the estimator enumeration lists every value of z, here {values} ** {variables}, and at most "
+            f"{MOST_ENUMERATED} are; take fewer bits or variables, or the estimator straight_through"
         )
+    places = values ** torch.arange(variables - 1, -1, -1, device=device)
+    return torch.arange(values**variables, device=device).unsqueeze(1) // places % values

@@ -6,7 +6,9 @@ from pydantic import Field
 
 from vae_core.latents.bernoulli import BernoulliConfig, BernoulliLatent
 from vae_core.latents.bernoulli_mixture import BernoulliMixtureConfig, BernoulliMixtureLatent
+from vae_core.latents.categorical import CategoricalConfig, CategoricalLatent
 from vae_core.latents.gaussian import GaussianConfig, GaussianLatent
+from vae_core.latents.gaussian_mixture import GaussianMixtureConfig, GaussianMixtureLatent
 from vae_core.latents.latent import Latent, LatentDraw
 
 __all__ = [
@@ -14,8 +16,12 @@ __all__ = [
     "BernoulliLatent",
     "BernoulliMixtureConfig",
     "BernoulliMixtureLatent",
+    "CategoricalConfig",
+    "CategoricalLatent",
     "GaussianConfig",
     "GaussianLatent",
+    "GaussianMixtureConfig",
+    "GaussianMixtureLatent",
     "Latent",
     "LatentConfig",
     "LatentDraw",
@@ -24,7 +30,7 @@ __all__ = [
 ]
 
 LatentConfig = Annotated[
-    BernoulliMixtureConfig | BernoulliConfig | GaussianConfig,
+    BernoulliMixtureConfig | BernoulliConfig | CategoricalConfig | GaussianConfig | GaussianMixtureConfig,
     Field(discriminator="kind"),
 ]
 
@@ -40,8 +46,12 @@ def build_latent(config: LatentConfig, features: int) -> Latent:
             return BernoulliMixtureLatent(config, features)
         case BernoulliConfig():
             return BernoulliLatent(config, features)
+        case CategoricalConfig():
+            return CategoricalLatent(config, features)
         case GaussianConfig():
             return GaussianLatent(config, features)
+        case GaussianMixtureConfig():
+            return GaussianMixtureLatent(config, features)
         case _:
             assert_never(config)
 

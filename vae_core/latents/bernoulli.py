@@ -1,4 +1,7 @@
-"""Independent bits with independent prior bits (MODELS 2.2). Shapes: B documents, S samples, K bits, F features."""
+"""Independent bits with independent prior bits (NASH: Shen et al. 2018, arXiv 1805.05361).
+
+Inference: q(z | x) = prod_i Bernoulli(z_i; sigmoid(a_i)). Shapes: B documents, S samples, K bits, F features.
+"""
 
 from typing import Literal, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Bits whose prior is a mixture of Bernoulli components (Dong et al. 2019, arXiv 1908.11078; MODELS 2.4).
+"""Bits whose prior is a mixture of Bernoulli components (Dong et al. 2019, arXiv 1908.11078).
 
 Generative: c ~ Cat(pi), z_i | c ~ Bernoulli(sigmoid(u_ci)). Inference: q(c, z | x) = q(c | x) prod_i q(z_i | x).
 Shapes: B documents, S samples, K bits, C components, F features.

@@ -1,4 +1,5 @@
-"""Real numbers with a standard normal, learned normal, or VampPrior prior (Kingma and Welling 2014; MODELS 2.1, 2.7).
+"""Real numbers with a standard normal, learned normal, or VampPrior prior (Kingma and Welling 2014;
+Tomczak and Welling 2018, arXiv 1705.07120).
 
 Inference: q(z | x) = N(mu(x), diag sigma(x)^2). Shapes: B documents, S samples, D dimensions, C pseudo-inputs.
 """
@@ -61,7 +62,7 @@ class GaussianHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features_BF: Tensor) -> GaussianPosterior:
-        features_BF = features_BF.float() if features_BF.dtype != torch.float64 else features_BF
+        features_BF = features_BF.to(self.mean.weight.dtype)
         log_variance = self.log_variance(features_BF)
         # tanh bounds smoothly: a hard clamp would kill the gradient where it matters most.
         return GaussianPosterior(

@@ -9,7 +9,9 @@ from documents import EMPTY, Document, batch_of, counts_matrix, random_documents
 from torch import Tensor
 
 from vae_core.batch import Batch
+from vae_core.decoders.autoregressive import token_accuracy
 from vae_core.decoders.bag_of_words import BagOfWordsDecoder, BagOfWordsDecoderConfig
+from vae_core.decoders.convolutional import ConvolutionalDecoder, ConvolutionalDecoderConfig
 from vae_core.decoders.transformer import TransformerDecoder, TransformerDecoderConfig
 
 TERMS, TOKENS, BITS = 40, 30, 8
@@ -69,87 +71,151 @@ def test_biases_start_at_the_log_shares_of_the_words() -> None:
     torch.testing.assert_close(log_p[0].exp(), frequencies / frequencies.sum())
 
 
-CHANNELS = [(1, True), (2, False), (0, True)]
+Sequences = TransformerDecoder | ConvolutionalDecoder
+WAYS = [
+    TransformerDecoderConfig(memory_slots=1, embedding=True),
+    TransformerDecoderConfig(memory_slots=2, embedding=False),
+    TransformerDecoderConfig(memory_slots=0, embedding=True),
+    TransformerDecoderConfig(window=2),
+    ConvolutionalDecoderConfig(kernel=2, dilations=(1, 2)),
+]
+"""Every way in which a decoder reads z and the past."""
+NAMES = ["both", "memory", "embedding", "window", "convolutional"]
 
 
-def autoregressive(
-    memory_slots: int = 1,
-    embedding: bool = True,
+def written_by(
+    config: TransformerDecoderConfig | ConvolutionalDecoderConfig = WAYS[0],
     *,
     positions: int = 32,
     vocabulary: int = TOKENS,
     word_dropout: float = 0.0,
-) -> TransformerDecoder:
-    config = TransformerDecoderConfig(
-        width=16,
-        layers=2,
-        heads=2,
-        positions=positions,
-        memory_slots=memory_slots,
-        embedding=embedding,
-        word_dropout=word_dropout,
-    )
+) -> Sequences:
+    """A small random decoder of this kind."""
+    small: dict[str, object] = {"width": 16, "positions": positions, "word_dropout": word_dropout}
     torch.manual_seed(3)
-    return shaken(TransformerDecoder(config, BITS, vocabulary)).eval()
+    match config:
+        case TransformerDecoderConfig():
+            small |= {"layers": 2, "heads": 2}
+            return shaken(TransformerDecoder(config.model_copy(update=small), BITS, vocabulary)).eval()
+        case ConvolutionalDecoderConfig():
+            return shaken(ConvolutionalDecoder(config.model_copy(update=small), BITS, vocabulary)).eval()
 
 
-def log_p_of(decoder: TransformerDecoder, documents: list[Document], z: Tensor) -> Tensor:
+def log_p_of(decoder: Sequences, documents: list[Document], z: Tensor) -> Tensor:
     batch = batch_of(documents)
     return decoder(batch, tfidf(batch), z)
 
 
-@pytest.mark.parametrize("channels", CHANNELS)
-def test_a_position_sees_itself_the_past_and_z_but_not_the_future(channels: tuple[int, bool]) -> None:
-    decoder, embedded = autoregressive(*channels), []
-    decoder.embedding.register_forward_hook(lambda _module, _inputs, output: embedded.append(output))
-    z = codes(1)[0].requires_grad_()
+def seen_from(decoder: Sequences, length: int) -> Tensor:
+    """Whether the prediction at place t changes with the input embedding at place s, (t, s), by its gradient."""
+    embedded: list[Tensor] = []
+    handle = decoder.embedding.register_forward_hook(lambda _module, _inputs, output: embedded.append(output))
+    logits = decoder.logits(torch.arange(length).unsqueeze(0), codes(1)[0])
+    handle.remove()
+    gradients = [
+        torch.autograd.grad(logits[0, t].square().sum(), embedded, retain_graph=True)[0] for t in range(length)
+    ]
+    return torch.stack([(gradient[0] != 0).any(dim=1) for gradient in gradients])
+
+
+@pytest.mark.parametrize("config", WAYS, ids=NAMES)
+def test_every_prediction_depends_on_z_and_on_no_later_input(config: TransformerDecoderConfig) -> None:
+    decoder, z = written_by(config), codes(1)[0].requires_grad_()
     logits = decoder.logits(torch.arange(6).unsqueeze(0), z)
-    for position in range(6):
-        by_input, by_z = torch.autograd.grad(logits[0, position].square().sum(), [embedded[0], z], retain_graph=True)
-        assert ((by_input[0] != 0).any(dim=1) == (torch.arange(6) <= position)).all()
+    for place in range(6):
+        (by_z,) = torch.autograd.grad(logits[0, place].square().sum(), z, retain_graph=True)
         assert (by_z != 0).all()
+    assert not seen_from(decoder, 6).triu(diagonal=1).any()
 
 
-def test_without_its_projections_the_decoder_is_independent_of_z() -> None:
-    decoder = autoregressive()
-    z = codes(len(DOCUMENTS), samples=2)
+def test_a_decoder_without_a_window_sees_all_that_was_written() -> None:
+    assert torch.equal(seen_from(written_by(), 6), torch.ones(6, 6).tril().bool())
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_two_layers_with_a_window_see_twice_the_window_less_one(window: int) -> None:
+    """L layers that each see w inputs see L (w - 1) + 1."""
+    seen = seen_from(written_by(TransformerDecoderConfig(window=window)), 8)
+    assert torch.equal(seen, torch.ones(8, 8).tril().triu(diagonal=-2 * (window - 1)).bool())
+
+
+@pytest.mark.parametrize(("kernel", "dilations"), [(2, (1,)), (3, (1, 1)), (2, (1, 2, 4)), (3, (1, 2))])
+def test_convolutions_see_what_kernel_and_dilations_say(kernel: int, dilations: tuple[int, ...]) -> None:
+    config = ConvolutionalDecoderConfig(kernel=kernel, dilations=dilations)
+    field = 1 + (kernel - 1) * sum(dilations)
+    assert config.receptive_field == field
+    seen = seen_from(written_by(config), 12)
+    assert int(seen[11].nonzero()[0]) == 12 - field
+    assert not seen.triu(diagonal=1).any()
+    assert not seen.tril(diagonal=-field).any()
+
+
+@pytest.mark.parametrize("config", WAYS, ids=NAMES)
+def test_without_its_projections_a_decoder_is_independent_of_z(config: TransformerDecoderConfig) -> None:
+    decoder, z = written_by(config), codes(len(DOCUMENTS), samples=2)
     assert not torch.equal(*log_p_of(decoder, DOCUMENTS, z))
-    for projection in (decoder.to_memory, decoder.to_embedding):
-        torch.nn.init.zeros_(projection.weight)
+    for name, parameter in decoder.named_parameters():
+        if name in ("to_memory.weight", "to_embedding.weight", "from_z.weight"):
+            torch.nn.init.zeros_(parameter)
     assert torch.equal(*log_p_of(decoder, DOCUMENTS, z))
 
 
 @pytest.mark.parametrize(("vocabulary", "positions"), [(1, 6), (2, 2), (2, 5), (3, 4)])
-def test_probabilities_of_all_documents_sum_to_one(vocabulary: int, positions: int) -> None:
+@pytest.mark.parametrize("config", [WAYS[0], WAYS[-1]], ids=["transformer", "convolutional"])
+@pytest.mark.parametrize("word_dropout", [0.0, 1.0])
+def test_probabilities_of_all_documents_sum_to_one(
+    config: TransformerDecoderConfig, vocabulary: int, positions: int, word_dropout: float
+) -> None:
     """A document that fills every position is cut and stands for all that begin like it; shorter ones have an end."""
-    decoder = autoregressive(vocabulary=vocabulary, positions=positions)
+    decoder = written_by(config, vocabulary=vocabulary, positions=positions, word_dropout=word_dropout)
     every = [Document({}, one) for length in range(positions + 1) for one in product(range(vocabulary), repeat=length)]
     log_p = log_p_of(decoder, every, codes(1, samples=3).expand(-1, len(every), -1))
     torch.testing.assert_close(log_p.exp().sum(dim=1), torch.ones(3))
 
 
-def test_a_long_document_is_as_probable_as_its_first_positions() -> None:
-    decoder = autoregressive(positions=5)
+@pytest.mark.parametrize("config", [WAYS[0], WAYS[-1]], ids=["transformer", "convolutional"])
+def test_a_long_document_is_as_probable_as_its_first_positions(config: TransformerDecoderConfig) -> None:
+    decoder = written_by(config, positions=5)
     long, cut = Document({}, tuple(range(12))), Document({}, tuple(range(5)))
     log_p = log_p_of(decoder, [long, cut], codes(1).expand(-1, 2, -1))[0]
     assert log_p[0] == log_p[1]
 
 
-@pytest.mark.parametrize("channels", CHANNELS)
-def test_a_document_costs_what_a_loop_over_its_tokens_says(channels: tuple[int, bool]) -> None:
-    decoder, z = autoregressive(*channels), codes(len(DOCUMENTS), samples=2)
-    expected = torch.zeros(2, len(DOCUMENTS))
+def next_tokens(decoder: Sequences, document: Document, z_K: Tensor) -> list[Tensor]:
+    """log p of every next token, one document and one position at a time."""
+    read, steps = [decoder.teacher.begin], []
+    for token in (*document.tokens, decoder.teacher.end):
+        steps.append(decoder.logits(torch.tensor([read]), z_K.unsqueeze(0))[0, -1].log_softmax(dim=0))
+        read.append(token)
+    return steps
+
+
+@pytest.mark.parametrize("config", WAYS, ids=NAMES)
+def test_a_document_costs_what_a_loop_over_its_tokens_says(config: TransformerDecoderConfig) -> None:
+    decoder, z = written_by(config), codes(len(DOCUMENTS), samples=2)
+    expected, right = torch.zeros(2, len(DOCUMENTS)), torch.zeros(2, len(DOCUMENTS))
     for sample, (row, document) in product(range(2), enumerate(DOCUMENTS)):
-        read = [decoder.teacher.begin]
-        for token in (*document.tokens, decoder.teacher.end):
-            next_token = decoder.logits(torch.tensor([read]), z[sample, row].unsqueeze(0))[0, -1].log_softmax(dim=0)
-            expected[sample, row] += next_token[token]
-            read.append(token)
+        targets = (*document.tokens, decoder.teacher.end)
+        steps = next_tokens(decoder, document, z[sample, row])
+        expected[sample, row] = sum(step[token] for step, token in zip(steps, targets, strict=True))
+        hits = [int(step.argmax()) == token for step, token in zip(steps, targets, strict=True)]
+        right[sample, row] = sum(hits) / len(hits)
     torch.testing.assert_close(log_p_of(decoder, DOCUMENTS, z), expected, atol=1e-4, rtol=1e-4)
+    lesson = decoder.teacher.lesson(batch_of(DOCUMENTS), training=False)
+    logits = decoder.logits(lesson.inputs.repeat(2, 1), z.flatten(0, 1))
+    torch.testing.assert_close(token_accuracy(logits, lesson.targets), right)
 
 
-def test_a_document_costs_the_same_in_any_batch() -> None:
-    decoder, z = autoregressive(), codes(len(DOCUMENTS))
+def test_a_decoder_that_always_says_one_word_is_right_where_that_word_is() -> None:
+    """Of x x end and y end, the word x is right in 2 of 3 and 0 of 2 places; what follows the end does not count."""
+    lesson = written_by().teacher.lesson(batch_of([Document({}, (4, 4)), Document({}, (5,))]), training=False)
+    logits = torch.nn.functional.one_hot(torch.full((2, 3), 4), TOKENS + 1).float()
+    torch.testing.assert_close(token_accuracy(logits, lesson.targets), torch.tensor([[2 / 3, 0.0]]))
+
+
+@pytest.mark.parametrize("config", WAYS, ids=NAMES)
+def test_a_document_costs_the_same_in_any_batch(config: TransformerDecoderConfig) -> None:
+    decoder, z = written_by(config), codes(len(DOCUMENTS))
     together = log_p_of(decoder, DOCUMENTS, z)
     backwards = log_p_of(decoder, DOCUMENTS[::-1], z.flip(1)).flip(1)
     alone = [log_p_of(decoder, [document], z[:, row : row + 1]) for row, document in enumerate(DOCUMENTS)]
@@ -157,7 +223,7 @@ def test_a_document_costs_the_same_in_any_batch() -> None:
     torch.testing.assert_close(torch.cat(alone, dim=1), together, atol=1e-5, rtol=1e-5)
 
 
-def inputs_read(decoder: TransformerDecoder, documents: list[Document]) -> Tensor:
+def inputs_read(decoder: Sequences, documents: list[Document]) -> Tensor:
     """What the decoder reads of `documents` in one pass, (B, T)."""
     read: list[Tensor] = []
     handle = decoder.embedding.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0]))
@@ -166,11 +232,14 @@ def inputs_read(decoder: TransformerDecoder, documents: list[Document]) -> Tenso
     return read[0]
 
 
-def test_word_dropout_hides_its_share_of_the_words_in_training_and_none_in_evaluation() -> None:
+@pytest.mark.parametrize("config", [WAYS[0], WAYS[-1]], ids=["transformer", "convolutional"])
+def test_word_dropout_hides_its_share_of_the_words_in_training_and_none_in_evaluation(
+    config: TransformerDecoderConfig,
+) -> None:
     """5,700 words with share 0.3: 4.9 standard errors of the binomial, a failure in a million seeds."""
     torch.manual_seed(0)
     documents = [Document({}, tuple(range(19)))] * 300
-    decoder = autoregressive(word_dropout=0.3)
+    decoder = written_by(config, word_dropout=0.3)
     seen = inputs_read(decoder, documents)
     trained = inputs_read(decoder.train(), documents)
     hidden = trained == decoder.teacher.hidden
@@ -181,17 +250,60 @@ def test_word_dropout_hides_its_share_of_the_words_in_training_and_none_in_evalu
     assert float(words.mean()) == pytest.approx(0.3, abs=4.9 * math.sqrt(0.3 * 0.7 / words.numel()))
 
 
-def test_with_every_word_hidden_the_targets_are_still_the_document() -> None:
-    decoder = autoregressive(word_dropout=1.0).train()
-    document, z = Document({}, (4, 7, 1)), codes(1)
-    read = torch.tensor(
-        [[decoder.teacher.begin, decoder.teacher.hidden, decoder.teacher.hidden, decoder.teacher.hidden]]
-    )
+@pytest.mark.parametrize("training", [True, False])
+def test_with_every_word_hidden_the_targets_are_still_the_document(training: bool) -> None:
+    decoder = written_by(word_dropout=1.0).train(training)
+    document, z, teacher = Document({}, (4, 7, 1)), codes(1), decoder.teacher
+    read = torch.tensor([[teacher.begin, teacher.hidden, teacher.hidden, teacher.hidden]])
     log_p = decoder.logits(read, z[0])[0].log_softmax(dim=1)
-    expected = log_p[range(4), [4, 7, 1, decoder.teacher.end]].sum()
+    expected = log_p[range(4), [4, 7, 1, teacher.end]].sum()
     torch.testing.assert_close(log_p_of(decoder, [document], z)[0, 0], expected)
+
+
+@pytest.mark.parametrize("config", [WAYS[0], WAYS[-1]], ids=["transformer", "convolutional"])
+def test_with_every_word_hidden_what_is_read_is_the_same_for_all_documents_of_a_length(
+    config: TransformerDecoderConfig,
+) -> None:
+    same_length = [Document({}, (1, 2, 3)), Document({}, (9, 8, 7))]
+    for dropout, same in [(1.0, True), (0.0, False)]:
+        read = inputs_read(written_by(config, word_dropout=dropout), same_length)
+        assert torch.equal(read[0], read[1]) == same
 
 
 def test_a_decoder_that_cannot_read_z_is_refused() -> None:
     with pytest.raises(ValueError, match="must read z"):
         TransformerDecoderConfig(memory_slots=0, embedding=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [WAYS[0], WAYS[-1]], ids=["transformer", "convolutional"])
+def test_a_markov_chain_is_learned_to_its_entropy_rate(config: TransformerDecoderConfig) -> None:
+    """Chains of 24 words over 5 symbols; no decoder can cost less a word than the chain's own conditional entropy."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    steps_VV = (2 * torch.randn(5, 5, generator=generator, dtype=torch.float64)).softmax(dim=1)
+    first_V = torch.full((5,), 0.2, dtype=torch.float64)
+
+    def chains(number: int) -> Tensor:
+        words = [torch.multinomial(first_V, number, replacement=True, generator=generator)]
+        while len(words) < 24:
+            words.append(torch.multinomial(steps_VV[words[-1]], 1, generator=generator).squeeze(1))
+        return torch.stack(words, dim=1)
+
+    decoder = written_by(config, vocabulary=5, positions=24).train()
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=5e-3)
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / 400)
+        documents = [Document({}, tuple(chain)) for chain in chains(64).tolist()]
+        optimizer.zero_grad()
+        (-log_p_of(decoder, documents, torch.zeros(1, 64, BITS)).mean()).backward()
+        optimizer.step()
+    test = chains(1000)
+    truth_N = first_V.log()[test[:, 0]] + steps_VV.log()[test[:, :-1], test[:, 1:]].sum(dim=1)
+    documents = [Document({}, tuple(chain)) for chain in test.tolist()]
+    with torch.no_grad():
+        learned_N = log_p_of(decoder.eval(), documents, torch.zeros(1, 1000, BITS))[0].double()
+    gap_N = (truth_N - learned_N) / 24
+    error = float(gap_N.std()) / math.sqrt(1000)
+    assert error < 0.005
+    assert -4.9 * error < float(gap_N.mean()) < 0.03

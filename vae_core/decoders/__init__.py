@@ -5,19 +5,24 @@ from typing import Annotated, assert_never
 from pydantic import Field
 
 from vae_core.decoders.bag_of_words import BagOfWordsDecoder, BagOfWordsDecoderConfig
+from vae_core.decoders.convolutional import ConvolutionalDecoder, ConvolutionalDecoderConfig
 from vae_core.decoders.transformer import TransformerDecoder, TransformerDecoderConfig
 
 __all__ = [
     "BagOfWordsDecoder",
     "BagOfWordsDecoderConfig",
+    "ConvolutionalDecoderConfig",
     "Decoder",
     "DecoderConfig",
     "TransformerDecoderConfig",
     "build_decoder",
 ]
 
-DecoderConfig = Annotated[BagOfWordsDecoderConfig | TransformerDecoderConfig, Field(discriminator="kind")]
-Decoder = BagOfWordsDecoder | TransformerDecoder
+DecoderConfig = Annotated[
+    BagOfWordsDecoderConfig | TransformerDecoderConfig | ConvolutionalDecoderConfig,
+    Field(discriminator="kind"),
+]
+Decoder = BagOfWordsDecoder | TransformerDecoder | ConvolutionalDecoder
 
 
 def build_decoder(config: DecoderConfig, latent_width: int, *, terms: int, tokens: int) -> Decoder:
@@ -27,5 +32,7 @@ def build_decoder(config: DecoderConfig, latent_width: int, *, terms: int, token
             return BagOfWordsDecoder(config, latent_width, terms)
         case TransformerDecoderConfig():
             return TransformerDecoder(config, latent_width, tokens)
+        case ConvolutionalDecoderConfig():
+            return ConvolutionalDecoder(config, latent_width, tokens)
         case _:
             assert_never(config)

@@ -27,8 +27,9 @@ class Lesson(NamedTuple):
 class Teacher:
     """Documents as lessons: at most `positions` tokens of each; a document that is cut has no end.
 
-    `word_dropout` is the share of inputs hidden in training (Bowman et al. 2016): with 1 a decoder reads z and the
-    position alone. Only words and the end are ever predicted, so they come first: `begin` and `hidden` have no logit.
+    `word_dropout` is the share of inputs hidden in training (Bowman et al. 2016). A decoder that has never been shown a
+    word is shown none in evaluation: with 1 it reads z and the position alone, p(x | z) = prod_t p(x_t | z, t).
+    Only words and the end are ever predicted, so they come first: `begin` and `hidden` have no logit.
     """
 
     vocabulary: int
@@ -46,6 +47,11 @@ class Teacher:
     @property
     def hidden(self) -> int:
         return self.vocabulary + 2
+
+    @property
+    def blind(self) -> bool:
+        """Whether every input is hidden, in evaluation too."""
+        return self.word_dropout == 1
 
     @property
     def written(self) -> int:
@@ -69,7 +75,8 @@ class Teacher:
         targets = targets[:, :length]
         inputs = targets.roll(1, dims=1).masked_fill(targets.roll(1, dims=1) == IGNORED, self.end)
         inputs[:, 0] = self.begin
-        return Lesson(self._with_hidden_words(inputs) if training and self.word_dropout else inputs, targets)
+        hides = self.blind or (training and self.word_dropout > 0)
+        return Lesson(self._with_hidden_words(inputs) if hides else inputs, targets)
 
     def _with_hidden_words(self, inputs: Tensor) -> Tensor:
         unseen = torch.rand_like(inputs, dtype=torch.float) < self.word_dropout

@@ -26,7 +26,8 @@ class TransformerDecoderConfig(Config):
     positions: int = Field(default=128, ge=2, description="tokens of a document that are reconstructed")
     memory_slots: int = Field(default=1, ge=0, description="key-value slots each layer makes of z; 0: none")
     embedding: bool = Field(default=True, description="add a projection of z to every input embedding")
-    word_dropout: float = Field(default=0.0, ge=0, le=1, description="share of inputs hidden in training")
+    word_dropout: float = Field(default=0.0, ge=0, le=1, description="share of inputs hidden in training; 1: always")
+    window: int | None = Field(default=None, ge=1, description="inputs a layer sees, the last included; null: all")
 
     @model_validator(mode="after")
     def _reads_z(self) -> Self:
@@ -82,5 +83,8 @@ class TransformerDecoder(nn.Module):
 
     def _causal_bias(self, length: int, like: Tensor) -> Tensor:
         """(T, J + T): 0 where a position may look, -inf where it may not; memory slots are always in sight."""
-        future = like.new_full((length, length), -torch.inf).triu(diagonal=1)
-        return torch.cat([like.new_zeros(length, self.config.memory_slots), future], dim=1)
+        unseen = torch.ones(length, length, dtype=torch.bool, device=like.device).triu(diagonal=1)
+        if self.config.window is not None:
+            unseen = unseen | torch.ones_like(unseen).tril(diagonal=-self.config.window)
+        bias = like.new_zeros(length, length).masked_fill(unseen, -torch.inf)
+        return torch.cat([like.new_zeros(length, self.config.memory_slots), bias], dim=1)

@@ -1,1 +1,1 @@
-"""Measures of what a model learned: whether its codes use their bits."""
+"""Measures of what a model learned: its likelihood, what z says of x, how q(z) meets p(z), how codes use their bits."""

@@ -31,9 +31,12 @@ class Checkpoint(Config):
         return _tag(self.step)
 
 
-def save(engine: Any, folder: Path, step: int) -> None:
-    """Write a checkpoint from all workers, then its receipt, then remove all but the newest KEPT. Collective."""
-    engine.save_checkpoint(str(folder), tag=_tag(step), save_latest=False)
+def save(engine: Any, folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write a checkpoint from all workers, then its receipt, then remove all but the newest KEPT. Collective.
+
+    `state` is what training knows beside the engine; `restore` gives it back.
+    """
+    engine.save_checkpoint(str(folder), tag=_tag(step), client_state=state, save_latest=False)
     dist.barrier()
     if dist.get_rank() == 0:
         written = folder / _tag(step)
@@ -54,15 +57,19 @@ def latest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def restore(engine: Any, folder: Path, checkpoint: Checkpoint) -> None:
-    """Load model, optimiser and loss scale. Raises Misuse where ZeRO cut the state for another number of workers."""
+def restore(engine: Any, folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Load model and optimiser, and return the state saved beside them.
+
+    Raises Misuse where ZeRO cut the state for another number of workers.
+    """
     if engine.zero_optimization_stage() and checkpoint.world_size != dist.get_world_size():
         raise Misuse(
             f"{folder / checkpoint.tag} was written by {checkpoint.world_size} workers with ZeRO stage "
             f"{checkpoint.zero_stage}, and there are {dist.get_world_size()} now; set pretrain.workers to "
             f"{checkpoint.world_size}, or start over with --overwrite"
         )
-    engine.load_checkpoint(str(folder), tag=checkpoint.tag)
+    _, state = engine.load_checkpoint(str(folder), tag=checkpoint.tag)
+    return dict(state)
 
 
 def _tag(step: int) -> str:

@@ -84,7 +84,7 @@ def encode(
         found[name] = part
         progress.advance(next(item.amount for item in waiting if item.name == name), f"{part.rows:,} codes in {name}")
     progress.finish()
-    return _finished(draft, [found[item.name] for item in items], trained, config)
+    return _finished(draft, [found[item.name] for item in items], config)
 
 
 class _Item(Config):
@@ -249,7 +249,7 @@ def _described(schema: pa.Schema, encoder: Encoder, source: str) -> pa.Schema:
     return schema.with_metadata(facts)
 
 
-def _finished(draft: Draft, parts: list[Part | None], model: Artifact, config: EncodeConfig) -> Artifact:
+def _finished(draft: Draft, parts: list[Part | None], config: EncodeConfig) -> Artifact:
     whole = [part for part in parts if part is not None]
     documents = sum(part.rows for part in whole)
     rejected = sum(part.statistics["rejected"] for part in whole)
@@ -263,6 +263,6 @@ def _finished(draft: Draft, parts: list[Part | None], model: Artifact, config: E
         )
     if not documents:
         raise LatentbitsError("there was no document to encode in the files given")
-    bits = model.manifest.config["model"]["latent"]["bits"]
+    bits = int(pq.read_schema(draft.path / whole[0].name).metadata[b"bits"])
     statistics = {"documents": documents, "bits": bits, "rejected": rejected, "first_rejected": first}
     return draft.finish(whole, statistics)

@@ -13,6 +13,7 @@ from pipelines.artifact import Artifact
 from pipelines.shards import batch_of
 from pipelines.tokenizer import Tokenizer
 from vae_core.codes import PackedCodes
+from vae_core.errors import Misuse
 from vae_core.model import VAE
 
 TERMS_AT_ONCE = 16_384
@@ -41,14 +42,24 @@ class Encoder:
     def load(cls, folder: Path) -> Self:
         """The model artifact in `folder`. Raises Misuse, Unfinished or Damaged where it cannot be used."""
         artifact = Artifact.open(folder, "model")
-        return cls(VAE.from_pretrained(folder), Tokenizer.load(folder), artifact.fingerprint)
+        model = VAE.from_pretrained(folder)
+        bits = model.latent.code_bits
+        if not bits or bits % 8:
+            raise Misuse(
+                f"the model in {folder} has a {model.config.latent.kind} latent with codes of {bits} bits, and what is "
+                f"encoded and searched has a positive multiple of 8; train one with such a size"
+            )
+        return cls(model, Tokenizer.load(folder), artifact.fingerprint)
 
     @property
     def bits(self) -> int:
-        return self.model.config.latent.bits
+        return self.model.latent.code_bits
 
     def encode(self, table: pa.Table | pa.RecordBatch) -> EncodedDocuments:
-        """Codes of the documents of a table in the shard schema; the same for a document in any table."""
+        """Codes of the documents of a table in the shard schema; the same for a document in any table.
+
+        A class-conditional model is not told the class: a query has none, and a code is of the text alone.
+        """
         lengths = np.diff(_offsets(table, "tokens" if self.model.reads_tokens else "term_ids"))
         order = np.argsort(lengths, kind="stable")
         log_odds = np.empty((len(order), self.bits), dtype=np.float32)

@@ -1,6 +1,7 @@
 """The door to DeepSpeed: a model and its optimiser under the ZeRO stage that was asked for."""
 
 import os
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ from vae_core.config import Config
 from vae_core.encoders.segments import SegmentBlocks
 from vae_core.errors import Misuse
 from vae_core.model import VAE
-from vae_core.objectives import Beta, RateConfig
+from vae_core.objectives import Objective
+from vae_core.schedule import PARTS, PartName, Phase, part_of
 
 
 class PretrainConfig(Config):
@@ -22,7 +24,11 @@ class PretrainConfig(Config):
     batch_size: int = Field(default=256, ge=1, description="documents of one step, over all workers")
     learning_rate: float = Field(default=3e-3, gt=0, description="at its height, after warm-up; then a cosine to 0")
     block_learning_rate: float = Field(default=1e-3, gt=0, description="of the Transformer blocks")
-    rate: RateConfig = Beta()
+    objective: Objective = Objective()
+    phases: tuple[Phase, ...] = Field(
+        default=(), description="stretches of training with objectives of their own; none: one, with `objective`"
+    )
+    samples: int = Field(default=1, ge=1, description="of z drawn for each document in a step")
     workers: int = Field(default=1, ge=1, description="processes that train together; they share the cores")
     accumulation: int = Field(default=1, ge=1, description="micro-batches of a step, where one does not fit")
     zero_stage: Literal[0, 1, 2, 3] = Field(
@@ -40,6 +46,17 @@ class PretrainConfig(Config):
             raise ValueError("precision bf16 needs zero_stage 1, 2 or 3, got 0; set pretrain.zero_stage to 1")
         return self
 
+    @model_validator(mode="after")
+    def _one_place_for_the_objective(self) -> "PretrainConfig":
+        if self.phases and self.objective != Objective():
+            raise ValueError("pretrain.objective has no effect beside pretrain.phases; give each phase its objective")
+        return self
+
+    @property
+    def all_phases(self) -> tuple[Phase, ...]:
+        """The phases, at least one."""
+        return self.phases or (Phase(objective=self.objective),)
+
     def require_shares(self, documents: int) -> None:
         """Raise Misuse where a step cannot be shared out among workers and micro-batches."""
         share = self.workers * self.accumulation
@@ -55,8 +72,8 @@ class PretrainConfig(Config):
             )
 
 
-def build_engine(config: PretrainConfig, model: VAE) -> Any:
-    """The DeepSpeed engine of this worker, in training mode. Collective."""
+def build_engine(config: PretrainConfig, model: VAE, phase: Phase) -> Any:
+    """The DeepSpeed engine of this worker for one phase, in training mode. Collective."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.gpus else "cpu")
     import deepspeed
 
@@ -65,12 +82,20 @@ def build_engine(config: PretrainConfig, model: VAE) -> Any:
     if config.zero_stage == 3:
         # Its blocks run as often as a worker's documents need; gathered one by one, workers would wait for each other.
         deepspeed.utils.set_z3_leaf_modules(model, [SegmentBlocks], raise_if_not_found=False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in phase.trains)
     optimizer = torch.optim.Adam(_parameter_groups(model, config), fused=True)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=_engine_config(config), dist_init_required=False
     )
     engine.train()
     return engine
+
+
+def set_learning_rate(engine: Any, factor: float, parts: Collection[PartName] = PARTS) -> None:
+    """Give the parameters of `parts` their learning rate times `factor`; the others stand still."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor if group["part"] in parts else 0.0
 
 
 def whole_parameters(engine: Any) -> AbstractContextManager[Any]:
@@ -95,7 +120,13 @@ def _engine_config(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _parameter_groups(model: VAE, config: PretrainConfig) -> list[dict[str, Any]]:
-    blocks = [parameter for name, parameter in model.named_parameters() if ".blocks." in name]
-    others = [parameter for name, parameter in model.named_parameters() if ".blocks." not in name]
-    rates = [(others, config.learning_rate), (blocks, config.block_learning_rate)]
-    return [{"params": params, "lr": rate, "initial_lr": rate} for params, rate in rates if params]
+    """Groups of one part and one learning rate each: a phase may move some parts and not others."""
+    groups: dict[tuple[PartName, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        rate = config.block_learning_rate if ".blocks." in name else config.learning_rate
+        if parameter.requires_grad:
+            groups.setdefault((part_of(name), rate), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "initial_lr": rate, "part": part}
+        for (part, rate), parameters in groups.items()
+    ]

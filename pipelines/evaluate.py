@@ -173,7 +173,7 @@ def _read(database: Database, queries: CorpusConfig, progress: Progress) -> Iter
 
 
 def _code_health(database: Database) -> dict[str, Any]:
-    health = CodeHealth(database.index.bits, database.encoder.model.config.latent.components)
+    health = CodeHealth(database.index.bits, database.encoder.model.latent.components)
     components = database.index.column("component")
     confidence = _confidence(database.index)
     start = 0

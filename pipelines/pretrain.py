@@ -13,15 +13,21 @@ import tokenizers
 
 from pipelines import artifact
 from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, record_part, replacing, require_disk
+from pipelines.engine import PretrainConfig
+from pipelines.phases import Job, Schedule
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import cluster
+from pipelines.shards import distinct_labels
 from pipelines.tracking import NoTracking, Tracker
-from pipelines.training import EXPORT, FAILURE, METRICS, Job, PretrainConfig, Schedule, train
+from pipelines.training import EXPORT, FAILURE, METRICS, train
 from vae_core import errors
+from vae_core.condition import ClassConditionConfig
 from vae_core.errors import LatentbitsError, Misuse
 from vae_core.model import CONFIG_FILE, WEIGHTS_FILE, Composition, VAEConfig
 
 RESTARTS = 3
+MOST_CLASSES = 10_000
+"""Labels that a model may be conditional on without their being listed."""
 RAY_FILES = "ray"
 FROM_SHARDS = ("tokenizer.json", "vocabulary.parquet")
 
@@ -72,6 +78,9 @@ def _settings(config: PretrainConfig) -> dict[str, Any]:
 def _sized(model: Composition, shards: Artifact) -> VAEConfig:
     tokenizer = tokenizers.Tokenizer.from_file(str(shards.path / "tokenizer.json"))
     terms = pq.read_metadata(shards.path / "vocabulary.parquet").num_rows
+    if isinstance(model.condition, ClassConditionConfig) and not model.condition.classes:
+        classes = distinct_labels(shards, MOST_CLASSES)
+        model = model.model_copy(update={"condition": model.condition.model_copy(update={"classes": classes})})
     return VAEConfig(**model.model_dump(), terms=terms, tokens=tokenizer.get_vocab_size())
 
 

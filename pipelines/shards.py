@@ -5,22 +5,28 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
 from pipelines.artifact import Artifact
 from vae_core.batch import Batch, Ragged
-from vae_core.errors import Damaged
+from vae_core.condition import UNKNOWN
+from vae_core.errors import Damaged, Misuse
 
 
 class Shards:
-    """All documents of a shards artifact under one row number, in shard order."""
+    """All documents of a shards artifact under one row number, in shard order.
 
-    def __init__(self, artifact: Artifact) -> None:
+    With `classes`, batches say which of them each document is of.
+    """
+
+    def __init__(self, artifact: Artifact, *, classes: tuple[str, ...] | None = None) -> None:
         parts = [batch for path in artifact.files(".arrow") for batch in record_batches(path)]
         self._tokens = [_Lists.of(part.column("tokens")) for part in parts]
         self._terms = [_Lists.of(part.column("term_ids")) for part in parts]
         self._counts = [_Lists.of(part.column("term_counts")) for part in parts]
+        self._classes = None if classes is None else [class_numbers(part.column("labels"), classes) for part in parts]
         self._starts = np.concatenate([[0], np.cumsum([part.num_rows for part in parts])])
 
     def __len__(self) -> int:
@@ -34,6 +40,7 @@ class Shards:
             tokens=_gather(self._tokens, places) if tokens else _nothing(len(rows)),
             terms=(terms := _gather(self._terms, places)),
             counts=_gather(self._counts, places).values.float() if len(terms.values) else torch.zeros(0),
+            classes=None if self._classes is None else torch.tensor([self._classes[p][row] for p, row in places]),
         )
 
     def token_count(self, rows: NDArray[np.int64]) -> int:
@@ -53,8 +60,30 @@ def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
         raise Damaged(f"{path} is not a readable Arrow file: {error}; run its stage with --overwrite") from error
 
 
-def batch_of(table: pa.Table | pa.RecordBatch, *, tokens: bool) -> Batch:
-    """The documents of a table in the shard schema, in order."""
+def class_numbers(labels: pa.ListArray, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """For each row the number of its first label that is one of `classes`, UNKNOWN where none is, (N,)."""
+    places = pc.index_in(labels.values, value_set=pa.array(classes, pa.string())).fill_null(len(classes))
+    numbers, offsets = places.to_numpy(), labels.offsets.to_numpy()
+    rows = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    known = ((n for n in numbers[start:end] if n < len(classes)) for start, end in rows)
+    return np.fromiter((next(row, UNKNOWN) for row in known), dtype=np.int64, count=len(labels))
+
+
+def distinct_labels(artifact: Artifact, most: int) -> tuple[str, ...]:
+    """All labels of a shards artifact in alphabetical order. Raises Misuse for none, or more than `most`."""
+    found: set[str] = set()
+    for path in artifact.files(".arrow"):
+        for batch in record_batches(path):
+            found.update(pc.unique(batch.column("labels").flatten()).to_pylist())
+            if len(found) > most:
+                raise Misuse(f"{artifact.path} has more than {most:,} labels; list some in model.condition.classes")
+    if not found:
+        raise Misuse(f"{artifact.path} has no labels to condition on; set corpus.labels and tokenize again")
+    return tuple(sorted(found))
+
+
+def batch_of(table: pa.Table | pa.RecordBatch, *, tokens: bool, classes: tuple[str, ...] | None = None) -> Batch:
+    """The documents of a table in the shard schema, in order; with `classes`, which of them each is of."""
     if isinstance(table, pa.Table):
         table = table.combine_chunks()
     rows = table.num_rows
@@ -62,6 +91,7 @@ def batch_of(table: pa.Table | pa.RecordBatch, *, tokens: bool) -> Batch:
         tokens=_Lists.of(_column(table, "tokens")).ragged() if tokens else _nothing(rows),
         terms=_Lists.of(_column(table, "term_ids")).ragged(),
         counts=_Lists.of(_column(table, "term_counts")).ragged().values.float(),
+        classes=None if classes is None else torch.from_numpy(class_numbers(_column(table, "labels"), classes)),
     )
 
 

@@ -6,37 +6,25 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
 from pipelines import checkpoint
+from pipelines.aggressive import Lag, aggressive_step, looked_at
 from pipelines.artifact import Artifact, write_text
-from pipelines.batches import digest, rows_of_step, rows_of_worker, steps_per_epoch
-from pipelines.engine import PretrainConfig, build_engine, whole_parameters
-from pipelines.shards import Shards
+from pipelines.batches import digest, rows_of_step, rows_of_worker
+from pipelines.engine import PretrainConfig, set_learning_rate, whole_parameters
+from pipelines.phases import Job, PhaseRun, Schedule
 from vae_core.errors import LatentbitsError
-from vae_core.model import VAE, Terms, VAEConfig
-from vae_core.objectives import Loss, loss
+from vae_core.model import VAE, Terms
+from vae_core.objectives import Loss, Multiplier
 
 METRICS, EXPORT, FAILURE, CHECKPOINTS = "metrics.jsonl", "export", "failure.json", "checkpoints"
 __all__ = ["Job", "PretrainConfig", "Schedule", "train"]
-SAMPLE = 50_000
-"""Documents from which the encoder's first term vectors are computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a worker is handed: where to read, where to write, what to train."""
-
-    shards: Path
-    scratch: Path
-    model: VAEConfig
-    config: PretrainConfig
 
 
 def train(job: Job) -> None:
@@ -62,78 +50,57 @@ class Diverged(LatentbitsError):
 
 
 def _train(job: Job) -> None:
-    shards = Shards(Artifact.open(job.shards, "shards"))
-    schedule = Schedule.of(job.config, len(shards))
     resumed = checkpoint.latest(job.scratch / CHECKPOINTS)
-    engine = build_engine(job.config, _model(job, shards, fresh=resumed is None))
-    if resumed is not None:
-        checkpoint.restore(engine, job.scratch / CHECKPOINTS, resumed)
     start = resumed.step if resumed else 0
+    run, lag = _begin(job, resumed)
     journal = _Journal(job.scratch / METRICS, start)
-    for step in range(start, schedule.steps):
-        _step(engine, shards, job.config, schedule, step, journal)
-        if schedule.saves_after(step):
-            checkpoint.save(engine, job.scratch / CHECKPOINTS, step + 1)
-    _export(engine, job.scratch / EXPORT)
+    for step in range(start, run.schedule.steps):
+        if (number := run.schedule.phase_of(step)) != run.number:
+            run, lag = run.next(number), Lag()
+        lag = _step(run, lag, step, journal)
+        if run.schedule.saves_after(step):
+            state = {"multiplier": tuple(run.multiplier), "lag": asdict(lag)}
+            checkpoint.save(run.engine, job.scratch / CHECKPOINTS, step + 1, state)
+    _export(run.engine, job.scratch / EXPORT)
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How long training is, and the learning rate at every step of it."""
-
-    steps: int
-    documents: int
-    checkpoint_every: int
-    warmup: int
-
-    @classmethod
-    def of(cls, config: PretrainConfig, documents: int) -> "Schedule":
-        steps = max(1, round(config.epochs * steps_per_epoch(documents, config.batch_size)))
-        every = config.checkpoint_every or max(50, steps // 20)
-        return cls(steps, documents, every, warmup=min(50, max(1, steps // 10)))
-
-    def progress(self, step: int) -> float:
-        """The share of training done before `step`."""
-        return step / self.steps
-
-    def factor(self, step: int) -> float:
-        """The learning rate's factor: linear warm-up, then a cosine to zero."""
-        return min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * self.progress(step)))
-
-    def saves_after(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step`; always after the last one."""
-        return (step + 1) % self.checkpoint_every == 0 or step + 1 == self.steps
+def _begin(job: Job, resumed: checkpoint.Checkpoint | None) -> tuple[PhaseRun, Lag]:
+    """At the first step, or as the checkpoint left it: at the end of its phase, where that was the last step."""
+    if resumed is None:
+        return PhaseRun(job, 0), Lag()
+    documents = Artifact.open(job.shards, "shards").manifest.statistics["documents"]
+    number = Schedule.of(job.config, documents).phase_of(resumed.step - 1)
+    run = PhaseRun(job, number, VAE(job.model))
+    state = checkpoint.restore(run.engine, job.scratch / CHECKPOINTS, resumed)
+    run.multiplier = Multiplier(*state["multiplier"])
+    return run, Lag(**state["lag"])
 
 
-def _step(
-    engine: Any, shards: Shards, config: PretrainConfig, schedule: Schedule, step: int, journal: "_Journal"
-) -> None:
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+def _step(run: PhaseRun, lag: Lag, step: int, journal: "_Journal") -> Lag:
+    config, schedule, rank, world_size = run.job.config, run.schedule, dist.get_rank(), dist.get_world_size()
     # Noise depends on the step alone, so that a resumed run draws what an undisturbed one would have drawn.
     torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + rank)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * schedule.factor(step)
     rows = rows_of_step(step, documents=schedule.documents, batch_size=config.batch_size, seed=config.seed)
     mine = rows_of_worker(rows, rank, world_size)
-    micro = len(mine) // config.accumulation
-    for start in range(0, micro * config.accumulation, micro):
-        batch = shards.batch(mine[start : start + micro], tokens=engine.module.reads_tokens).to(engine.device)
-        terms = engine(batch, progress=schedule.progress(step))
-        parts = loss(terms, config.rate, schedule.progress(step))
-        engine.backward(parts.total)
-        engine.step()
-    journal.count(len(rows), shards.token_count(mine) * world_size)
+    set_learning_rate(run.engine, schedule.factor(step))
+    if run.phase.aggressive:
+        aggressive_step(run, run.phase.aggressive, lag, step, mine)
+    terms, parts = run.minimise(mine, schedule.progress(step))
+    if run.phase.aggressive:
+        lag = looked_at(run, run.phase.aggressive, lag, step)
+    journal.count(len(rows), run.shards.token_count(mine) * world_size)
     logged = step % config.log_every == 0 or step + 1 == schedule.steps
     if logged or schedule.saves_after(step):
-        means = _means(step, parts, terms)
+        means = _means(step, parts, terms, coded=run.engine.module.latent.code_bits > 0)
     if logged:
-        rate = {"learning_rate": config.learning_rate * schedule.factor(step)}
-        journal.write({"step": step, **means, "beta": parts.beta, **rate, "rows": digest(rows)})
+        facts = {"learning_rate": config.learning_rate * schedule.factor(step), "phase": run.number}
+        journal.write({"step": step, **means, "beta": parts.beta, **facts, "rows": digest(rows)})
+    return lag
 
 
-def _means(step: int, parts: Loss, terms: Terms) -> dict[str, float]:
+def _means(step: int, parts: Loss, terms: Terms, *, coded: bool) -> dict[str, float]:
     """Loss and health over all workers. Collective. Raises Diverged where the loss is not a number."""
-    active = (terms.posterior.log_odds.sigmoid().var(dim=0) > 0.01).sum()
+    active = (terms.posterior.means.var(dim=0) > 0.01).sum() if coded else torch.zeros(())
     sums = torch.stack([x.detach().float() for x in (parts.total, parts.distortion, parts.rate, active)])
     dist.all_reduce(sums)
     total, distortion, rate, units = (sums / dist.get_world_size()).tolist()
@@ -143,20 +110,6 @@ def _means(step: int, parts: Loss, terms: Terms) -> dict[str, float]:
             f"the last checkpoint is kept; try a lower pretrain.learning_rate with --overwrite"
         )
     return {"loss": total, "distortion": distortion, "rate": rate, "active_units": units}
-
-
-def _model(job: Job, shards: Shards, *, fresh: bool) -> VAE:
-    torch.manual_seed(job.config.seed)
-    model = VAE(job.model)
-    vocabulary = pq.read_table(job.shards / "vocabulary.parquet")
-    counted_on = int(vocabulary.schema.metadata[b"documents"])
-    sample = rows_of_step(0, documents=len(shards), batch_size=SAMPLE, seed=job.config.seed) if fresh else None
-    model.start_from(
-        torch.from_numpy(vocabulary["df"].to_numpy().astype("int64")),
-        counted_on,
-        None if sample is None else shards.batch(sample, tokens=False),
-    )
-    return model
 
 
 def _export(engine: Any, folder: Path) -> None:

@@ -46,6 +46,12 @@ class VAEConfig(Composition):
     terms: int = Field(ge=1)
     tokens: int = Field(ge=1)
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes that a class-conditional model is told of, in the order of `Batch.classes`; else None."""
+        condition = self.condition
+        return condition.classes if condition is not None and condition.kind == "class" else None
+
 
 class Terms(NamedTuple):
     """The parts of every objective, in nats.
@@ -142,12 +148,6 @@ class VAE(nn.Module):
         """Whether any part reads the tokens in order, not only the terms."""
         opening = self.config.condition is not None and self.config.condition.kind == "opening"
         return self.encoder.reads_tokens or self.decoder.reads_tokens or opening
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """The classes that a class-conditional model is told of, in the order of `Batch.classes`; else None."""
-        condition = self.config.condition
-        return condition.classes if condition is not None and condition.kind == "class" else None
 
     def start_from(self, document_frequencies_V: Tensor, documents: int, sample: Batch | None = None) -> None:
         """Set what a first look at the corpus tells, before training.

@@ -50,6 +50,8 @@ class Latent(nn.Module, ABC):
     """How many numbers of z the decoder reads, W."""
     code_bits: int
     """Bits of the code, K; 0: this latent has none."""
+    components: int = 1
+    """Of the prior; 1 where it is no mixture."""
     reads_states: bool = False
     """Whether `forward` is given the encoder's vector of every token (`States`), not one vector a document."""
 

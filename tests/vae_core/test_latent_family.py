@@ -5,40 +5,37 @@ about once in a million seeds. Shapes: B documents, S samples, W numbers of z, C
 """
 
 import math
-from itertools import product
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from documents import all_codes, shaken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from latent_truths import (
+    BITS,
+    DIMENSIONS,
+    DISCRETE,
+    DOCUMENTS,
+    EXACT,
+    EXAMPLES,
+    FEATURES,
+    MIXTURES,
+    REAL,
+    bounded,
+    features_of,
+    latent_of,
+    support,
+    true_kl_groups,
+    true_prior,
+    true_q,
+)
 from pydantic import TypeAdapter
 from scipy.stats import chisquare, kstest, norm
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Categorical,
-    Distribution,
-    Independent,
-    MixtureSameFamily,
-    Normal,
-    OneHotCategorical,
-    ReshapeTransform,
-    TransformedDistribution,
-    kl_divergence,
-)
-from torch.nn.functional import one_hot
 
 from vae_core.latents import (
-    BernoulliConfig,
-    BernoulliMixtureConfig,
-    CategoricalConfig,
-    GaussianConfig,
-    GaussianMixtureConfig,
-    Latent,
     LatentConfig,
     build_latent,
 )
@@ -48,118 +45,12 @@ from vae_core.latents.categorical import CategoricalPosterior
 from vae_core.latents.gaussian import GaussianPosterior
 from vae_core.latents.gaussian_mixture import GaussianMixturePosterior
 
-FEATURES, DOCUMENTS, COMPONENTS, BITS, DIMENSIONS = 5, 6, 3, 8, 3
 ERRORS, UNLIKELY = 4.9, 1e-6
-EXAMPLES = {
-    "gaussian": GaussianConfig(dimensions=DIMENSIONS),
-    "gaussian-learned": GaussianConfig(dimensions=DIMENSIONS, prior="learned"),
-    "gaussian-vamp": GaussianConfig(dimensions=DIMENSIONS, prior="vamp", pseudo_inputs=COMPONENTS),
-    "gaussian_mixture": GaussianMixtureConfig(dimensions=DIMENSIONS, components=COMPONENTS),
-    "gaussian_mixture-optimal": GaussianMixtureConfig(
-        dimensions=DIMENSIONS, components=COMPONENTS, assignment="optimal"
-    ),
-    "bernoulli": BernoulliConfig(bits=BITS),
-    "bernoulli-learned": BernoulliConfig(bits=BITS, prior="learned"),
-    "bernoulli_mixture": BernoulliMixtureConfig(bits=BITS, components=COMPONENTS, noise=False),
-    "bernoulli_mixture-optimal": BernoulliMixtureConfig(
-        bits=BITS, components=COMPONENTS, noise=False, assignment="optimal"
-    ),
-    "categorical": CategoricalConfig(variables=3, values=4),
-    "categorical-learned": CategoricalConfig(variables=3, values=4, prior="learned"),
-}
 ELSEWHERE = {"nonparametric": "its z is a set of vectors, and it reads a vector for every token"}
-REAL = [name for name in EXAMPLES if name.startswith("gaussian")]
-DISCRETE = [name for name in EXAMPLES if name not in REAL]
-EXACT = [name for name in EXAMPLES if name != "gaussian-vamp"]
-MIXTURES = [name for name in EXAMPLES if "mixture" in name]
 
 every_latent = pytest.mark.parametrize("name", EXAMPLES)
 every_exact_kl = pytest.mark.parametrize("name", EXACT)
 every_discrete = pytest.mark.parametrize("name", DISCRETE)
-
-
-def latent_of(name: str, **changed: object) -> Latent:
-    """The example in double precision, no parameter of which is still where it started."""
-    torch.manual_seed(0)
-    return shaken(build_latent(EXAMPLES[name].model_copy(update=changed), FEATURES).double(), size=0.8)
-
-
-def features_of(documents: int = DOCUMENTS, size: float = 1.0) -> Tensor:
-    return size * torch.randn(documents, FEATURES, generator=torch.Generator().manual_seed(1)).double()
-
-
-def flat_one_hot(logits: Tensor) -> Distribution:
-    """M one-hot vectors side by side."""
-    joined = ReshapeTransform(logits.shape[-2:], (logits.shape[-2] * logits.shape[-1],))
-    values = Independent(OneHotCategorical(logits=logits, validate_args=False), 1, validate_args=False)
-    return TransformedDistribution(values, joined, validate_args=False)
-
-
-def normal(mean: Tensor, log_variance: Tensor) -> Distribution:
-    return Independent(Normal(mean, (log_variance / 2).exp()), 1)
-
-
-def bits(log_odds: Tensor) -> Distribution:
-    return Independent(Bernoulli(logits=log_odds), 1)
-
-
-def true_q(posterior: object) -> Distribution:
-    """q(z | x) as torch has it."""
-    match posterior:
-        case GaussianPosterior() | GaussianMixturePosterior():
-            return normal(posterior.mean, posterior.log_variance)
-        case BernoulliPosterior() | BernoulliMixturePosterior():
-            return bits(posterior.log_odds)
-        case CategoricalPosterior():
-            return flat_one_hot(posterior.logits)
-    raise TypeError(type(posterior))
-
-
-def bounded(log_variances: Tensor) -> Tensor:
-    return 6 * torch.tanh(log_variances / 6)
-
-
-def true_components(latent: Latent) -> Distribution:
-    """p(z | c), or p(z) where the prior is no mixture."""
-    config, nothing = latent.config, torch.zeros(latent.width).double()
-    match config:
-        case GaussianConfig(prior="standard"):
-            return normal(nothing, nothing)
-        case GaussianConfig(prior="learned"):
-            return normal(latent.prior_mean, latent.prior_log_variance)
-        case GaussianConfig():
-            return true_q(latent.posterior(latent.prior_inputs))
-        case GaussianMixtureConfig():
-            return normal(latent.prior_means, bounded(latent.prior_log_variances))
-        case BernoulliConfig():
-            return bits(latent.prior_log_odds if config.prior == "learned" else nothing)
-        case BernoulliMixtureConfig():
-            return bits(latent.prior_log_odds)
-        case CategoricalConfig():
-            uniform = torch.zeros(config.variables, config.values).double()
-            return flat_one_hot(latent.prior_logits if config.prior == "learned" else uniform)
-    raise TypeError(type(config))
-
-
-def true_weights(latent: Latent) -> Categorical:
-    """p(c)."""
-    if isinstance(latent.config, GaussianConfig):
-        return Categorical(logits=torch.zeros(latent.config.pseudo_inputs).double())
-    return Categorical(logits=latent.prior_components)
-
-
-def true_prior(latent: Latent) -> Distribution:
-    """p(z) as torch has it."""
-    components = true_components(latent)
-    return components if components.batch_shape == () else MixtureSameFamily(true_weights(latent), components)
-
-
-def support(latent: Latent) -> Tensor:
-    """Every value of a discrete z, (values, W)."""
-    if not isinstance(latent.config, CategoricalConfig):
-        return all_codes(latent.width)
-    rows = product(range(latent.config.values), repeat=latent.config.variables)
-    return one_hot(torch.tensor(list(rows)), latent.config.values).double().flatten(1)
 
 
 def test_every_kind_of_latent_has_an_example_here_or_a_reason_not_to() -> None:
@@ -191,29 +82,6 @@ def test_log_prior_is_torchs_and_sums_or_integrates_to_one(name: str) -> None:
         grid = torch.linspace(-60, 60, 60_001).double()
         total = torch.trapezoid(latent_of(name, dimensions=1).log_prior(grid.unsqueeze(1)).exp(), grid)
     assert float(total) == pytest.approx(1, abs=1e-6)
-
-
-def true_kl_groups(latent: Latent, posterior: object) -> Tensor:
-    """Each group by torch's KL of one number, averaged over q(c | x), and of the component."""
-    q, p = true_q(posterior), true_components(latent)
-    if isinstance(posterior, CategoricalPosterior):
-        return kl_divergence(q.base_dist.base_dist, p.base_dist.base_dist)
-    if isinstance(posterior, (GaussianPosterior, BernoulliPosterior)):
-        return kl_divergence(q.base_dist, p.base_dist.expand(q.base_dist.batch_shape))
-    q_c = Categorical(logits=posterior.component_logits)
-    by_unit = (q_c.probs.T.unsqueeze(2) * kl_by_component(q, p)).sum(dim=0)
-    return torch.cat([by_unit, kl_divergence(q_c, true_weights(latent)).unsqueeze(1)], dim=1)
-
-
-def kl_by_component(q: Distribution, components: Distribution) -> Tensor:
-    """KL(q(z_i | x) || p(z_i | c)) by torch, (C, B, W)."""
-    shape = (COMPONENTS, *q.base_dist.batch_shape)
-    base = components.base_dist
-    if isinstance(base, Normal):
-        p = Normal(base.loc.unsqueeze(1).expand(shape), base.scale.unsqueeze(1).expand(shape))
-    else:
-        p = Bernoulli(logits=base.logits.unsqueeze(1).expand(shape))
-    return kl_divergence(q.base_dist.expand(shape), p)
 
 
 @every_exact_kl
@@ -461,153 +329,3 @@ def test_kl_gradient_agrees_with_finite_differences(name: str) -> None:
     latent, features = latent_of(name), features_of(documents=2).requires_grad_()
     inputs = (features, *latent.parameters())
     assert torch.autograd.gradcheck(lambda *_: latent.kl_groups(latent.posterior(features)), inputs)
-
-
-@pytest.mark.parametrize("plain", ["gaussian", "bernoulli", "categorical"])
-@torch.no_grad()
-def test_a_learned_prior_starts_as_the_plain_one(plain: str) -> None:
-    fixed, learned = (build_latent(EXAMPLES[name], FEATURES).double() for name in (plain, f"{plain}-learned"))
-    posterior = fixed.posterior(features_of(size=5.0))
-    torch.testing.assert_close(learned.kl_groups(posterior), fixed.kl_groups(posterior))
-    z = fixed.sample(posterior, 4)
-    torch.testing.assert_close(learned.log_prior(z), fixed.log_prior(z))
-
-
-@torch.no_grad()
-def test_a_vamp_prior_of_one_pseudo_input_has_the_exact_gaussian_kl() -> None:
-    latent = latent_of("gaussian-vamp", pseudo_inputs=1)
-    draw = latent(features_of(), samples=20_000)
-    exact = kl_divergence(true_q(draw.posterior), true_q(latent.posterior(latent.prior_inputs)))
-    error = (draw.log_q - draw.log_p).std(dim=0) / math.sqrt(20_000)
-    assert error.max() < 0.05
-    assert ((draw.kl_groups.squeeze(1) - exact).abs() <= ERRORS * error).all()
-
-
-@torch.no_grad()
-def test_a_gaussian_mixture_of_one_component_is_a_gaussian_with_a_learned_prior() -> None:
-    mixture, plain = latent_of("gaussian_mixture", components=1), latent_of("gaussian-learned")
-    plain.prior_mean.copy_(mixture.prior_means[0])
-    plain.prior_log_variance.copy_(bounded(mixture.prior_log_variances[0]))
-    posterior = mixture.posterior(features_of())
-    groups = mixture.kl_groups(posterior)
-    torch.testing.assert_close(groups[:, :-1], plain.kl_groups(posterior.of_z))
-    assert groups[:, -1].abs().max() < 1e-12
-    z = mixture.sample(posterior, 4)
-    torch.testing.assert_close(mixture.log_prior(z), plain.log_prior(z))
-
-
-@torch.no_grad()
-def test_a_bernoulli_mixture_of_one_component_is_a_bernoulli_with_a_learned_prior() -> None:
-    mixture, plain = latent_of("bernoulli_mixture", components=1), latent_of("bernoulli-learned")
-    plain.prior_log_odds.copy_(mixture.prior_log_odds[0])
-    posterior = mixture.posterior(features_of())
-    groups = mixture.kl_groups(posterior)
-    torch.testing.assert_close(groups[:, :-1], plain.kl_groups(BernoulliPosterior(posterior.log_odds)))
-    assert groups[:, -1].abs().max() < 1e-12
-    torch.testing.assert_close(mixture.log_prior(all_codes(BITS)), plain.log_prior(all_codes(BITS)))
-
-
-@torch.no_grad()
-def test_a_categorical_of_two_values_is_a_bernoulli_with_the_difference_of_logits() -> None:
-    pairs, plain = latent_of("categorical-learned", variables=BITS, values=2), latent_of("bernoulli-learned")
-    plain.prior_log_odds.copy_(pairs.prior_logits.diff().squeeze(1))
-    posterior = pairs.posterior(features_of())
-    same = BernoulliPosterior(posterior.logits.diff().squeeze(2))
-    torch.testing.assert_close(pairs.kl_groups(posterior), plain.kl_groups(same))
-    codes = all_codes(BITS).unsqueeze(1)
-    doubled = one_hot(codes.long(), 2).double().flatten(2)
-    torch.testing.assert_close(pairs.log_q(posterior, doubled), plain.log_q(same, codes))
-    torch.testing.assert_close(pairs.log_prior(doubled), plain.log_prior(codes))
-    torch.testing.assert_close(posterior.log_odds.unflatten(1, (BITS, 2))[:, :, 1], same.log_odds)
-
-
-def test_a_value_that_cannot_be_is_as_if_it_were_not_there() -> None:
-    latent = latent_of("categorical")
-    logits = torch.randn(DOCUMENTS, 3, 4).double()
-    logits[:, :, 2] = -torch.inf
-    logits.requires_grad_()
-    posterior = CategoricalPosterior(logits)
-    kl = latent.kl_groups(posterior)
-    left = Categorical(logits=logits[:, :, [0, 1, 3]])
-    torch.testing.assert_close(kl, math.log(4) - left.entropy())
-    z = latent.sample(posterior, 100)
-    assert not z.unflatten(2, (3, 4))[:, :, :, 2].any()
-    (gradient,) = torch.autograd.grad(kl.sum() + latent.log_q(posterior, z).sum(), logits)
-    assert gradient.isfinite().all()
-    assert not gradient[:, :, 2].any()
-
-
-def test_values_that_tie_still_make_a_one_hot_code() -> None:
-    posterior = CategoricalPosterior(torch.zeros(2, 3, 4))
-    code = posterior.log_odds > 0
-    assert torch.equal(code.float(), latent_of("categorical").mode(posterior))
-    assert (code.unflatten(1, (3, 4)).sum(dim=2) == 1).all()
-
-
-@torch.no_grad()
-def test_components_of_the_signs_of_z_follow_bayes_rule() -> None:
-    latent = latent_of("gaussian_mixture")
-    positive = norm.sf(0, latent.prior_means.numpy(), np.exp(bounded(latent.prior_log_variances).numpy() / 2))
-    codes = all_codes(DIMENSIONS).numpy()[:, None]
-    joint = true_weights(latent).probs.numpy() * np.where(codes == 1, positive, 1 - positive).prod(axis=2)
-    expected = torch.from_numpy(joint / joint.sum(axis=1, keepdims=True))
-    torch.testing.assert_close(latent.components_of(all_codes(DIMENSIONS).bool()).exp(), expected)
-
-
-@pytest.mark.parametrize("name", MIXTURES)
-@torch.no_grad()
-def test_the_optimal_component_posterior_has_the_smallest_kl(name: str) -> None:
-    """It is -logsumexp_c(log pi_c - KL(q(z | x) || p(z | c))); any other q(c | x) costs more."""
-    latent = latent_of(name, assignment="optimal")
-    posterior = latent.posterior(features_of())
-    kl = latent.kl_groups(posterior).sum(dim=1)
-    q, p = true_q(posterior), true_components(latent)
-    weights = true_weights(latent).logits.unsqueeze(1) - kl_by_component(q, p).sum(dim=2)
-    torch.testing.assert_close(kl, -weights.logsumexp(dim=0))
-    moved = posterior.component_logits + 0.1 * torch.randn(20, *posterior.component_logits.shape).double()
-    others = torch.stack([latent.kl_groups(posterior._replace(component_logits=one)).sum(dim=1) for one in moved])
-    assert (others >= kl - 1e-12).all()
-    assert others.mean() > kl.mean() + 1e-6
-
-
-def linear_gaussian() -> tuple[Tensor, Tensor, float, Tensor, GaussianPosterior]:
-    """x ~ N(W z, s^2 I) with orthogonal columns in W: data, W, s, log p(x) by torch, and the true posterior."""
-    torch.manual_seed(3)
-    W, s = torch.linalg.qr(torch.randn(5, DIMENSIONS).double()).Q * torch.tensor([0.5, 1.0, 2.0]).double(), 0.7
-    x = torch.randn(DOCUMENTS, 5).double() * 1.5
-    evidence = torch.distributions.MultivariateNormal(torch.zeros(5).double(), W @ W.T + s**2 * torch.eye(5))
-    variance = 1 / (1 + W.square().sum(dim=0) / s**2)
-    mean = x @ W / s**2 * variance
-    return x, W, s, evidence.log_prob(x), GaussianPosterior(mean, variance.log().expand_as(mean))
-
-
-@torch.no_grad()
-def test_elbo_at_the_true_posterior_is_the_evidence_and_below_it_elsewhere() -> None:
-    x, W, s, log_px, truth = linear_gaussian()
-    latent = latent_of("gaussian")
-
-    def elbo(q: GaussianPosterior) -> Tensor:
-        spread = (W.square().sum(dim=0) * q.log_variance.exp()).sum(dim=1) / (2 * s**2)
-        fit = Independent(Normal(q.mean @ W.T, s), 1).log_prob(x) - spread
-        return fit - latent.kl_groups(q).sum(dim=1)
-
-    torch.testing.assert_close(elbo(truth), log_px)
-    assert (elbo(truth._replace(mean=truth.mean + 0.1)) < log_px).all()
-    assert (elbo(truth._replace(log_variance=truth.log_variance - 0.1)) < log_px).all()
-
-
-@torch.no_grad()
-def test_importance_weights_average_to_the_evidence_and_are_constant_at_the_true_posterior() -> None:
-    x, W, s, log_px, truth = linear_gaussian()
-    latent = latent_of("gaussian")
-
-    def log_weights(q: GaussianPosterior, samples: int) -> Tensor:
-        z = latent.sample(q, samples)
-        return Independent(Normal(z @ W.T, s), 1).log_prob(x) + latent.log_prior(z) - latent.log_q(q, z)
-
-    torch.testing.assert_close(log_weights(truth, 5), log_px.expand(5, -1))
-    wide = GaussianPosterior(truth.mean + 0.1, truth.log_variance + 0.3)
-    weights = (log_weights(wide, 20_000) - log_px).exp()
-    error = weights.std(dim=0) / math.sqrt(20_000)
-    assert error.max() < 0.02
-    assert ((weights.mean(dim=0) - 1).abs() <= ERRORS * error).all()

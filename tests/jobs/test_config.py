@@ -8,7 +8,7 @@ import yaml
 from jobs.config import RunConfig, load_config, recipes
 from vae_core.encoders import BagOfWordsEncoderConfig, TransformerEncoderConfig
 from vae_core.errors import Misuse
-from vae_core.objectives import Beta
+from vae_core.objectives import Annealing, Beta
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -28,9 +28,9 @@ def test_a_setting_changes_one_value_and_the_last_of_two_wins(tmp_path: Path) ->
 
 
 def test_a_component_whose_kind_is_not_given_is_of_the_default_kind() -> None:
-    config = load_config(None, ["model.encoder.width=32", "pretrain.rate.beta=2"])
+    config = load_config(None, ["model.encoder.width=32", "pretrain.objective.rate.annealing.beta=2"])
     assert config.model.encoder == TransformerEncoderConfig(width=32)
-    assert config.pretrain.rate == Beta(beta=2)
+    assert config.pretrain.objective.rate == Beta(annealing=Annealing(beta=2))
     other = load_config(None, ["model.encoder.kind=bag_of_words", "model.encoder.width=32"])
     assert other.model.encoder == BagOfWordsEncoderConfig(width=32)
 
@@ -51,11 +51,11 @@ def test_queries_may_name_files_alone_and_share_the_other_fields() -> None:
         ("modle.encoder.width=3", "no setting modle; nearest: model"),
         ("bits=32", "no setting bits; nearest: model.latent.bits"),
         ("model.bits=32", "no setting model.bits; nearest: model.latent.bits"),
-        ("pretrain.rate.nats=3", "another kind has it: set pretrain.rate.kind"),
+        ("pretrain.objective.rate.nats=3", "another kind has it: set pretrain.objective.rate.kind"),
         ("tracking.zzz=3", "no setting tracking.zzz; tracking has enabled, experiment, uri"),
         ("model.encoder.kind=trnsformer", "model.encoder.kind: no kind 'trnsformer'; nearest: transformer; kinds: "),
         ("model.encoder.kind=trnsformer", "transformer, bag_of_words"),
-        ("model.latent.kind=bernouli", "model.latent.kind: input should be 'bernoulli_mixture', got 'bernouli'"),
+        ("model.latent.kind=bernouli", "model.latent.kind: no kind 'bernouli'; nearest: bernoulli"),
         ("model.latent.bits=60", "model.latent.bits: input should be a multiple of 8, got 60"),
         ("pretrain.epochs=many", "pretrain.epochs: input should be a valid number"),
         ("pretrain.batch_size=0", "pretrain.batch_size: input should be greater than or equal to 1, got 0"),
@@ -63,7 +63,7 @@ def test_queries_may_name_files_alone_and_share_the_other_fields() -> None:
         ("corpus.where.split=train", "corpus.where.split: wants a list; write [train]"),
         ("corpus.where.split=[1]", "corpus.where.split.0: input should be a valid string, got 1"),
         ("model=3", "model is a section of settings, got 3"),
-        ("pretrain.rate={kind: free_bits}", "pretrain.rate.nats has no default; set it"),
+        ("pretrain.objective.rate={kind: free_bits}", "pretrain.objective.rate.nats has no default; set it"),
         ("corpus.files=[*.jsonl]", "needs quotes: 'corpus.files=[\"*.jsonl\"]'"),
         ("corpus.files", "write it as --set a.b=value"),
         ("=3", "write it as --set a.b=value"),

@@ -8,7 +8,7 @@ from vae_core.decoders import BagOfWordsDecoderConfig, TransformerDecoderConfig
 from vae_core.encoders import BagOfWordsEncoderConfig, TransformerEncoderConfig
 from vae_core.latents import BernoulliMixtureConfig
 from vae_core.model import VAE, VAEConfig
-from vae_core.objectives import Beta, loss
+from vae_core.objectives import Objective, loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,7 +41,7 @@ def test_a_training_step_on_a_gpu_changes_every_parameter_that_has_a_gradient():
     model = VAE(VAEConfig(encoder=ENCODERS[0], latent=BernoulliMixtureConfig(bits=16), terms=40, tokens=30)).cuda()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
-    loss(model.train()(batch_of(random_documents(20)).to(torch.device("cuda"))), Beta(), 1.0).total.backward()
+    loss(model.train()(batch_of(random_documents(20)).to(torch.device("cuda"))), Objective(), 1.0).total.backward()
     optimizer.step()
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved >= {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,6 +38,26 @@ class Composition(Config):
     def _of_default_kind(cls, settings: Any, field: ValidationInfo) -> Any:
         """Settings that name no kind are the default kind's."""
         return of_default_kind(settings, cls.model_fields[str(field.field_name)].default)
+
+    @model_validator(mode="after")
+    def _sets_fit(self) -> Self:
+        """A set of vectors has an encoder that makes one and a decoder that reads one."""
+        sets, attends = reads_states(self.latent), self.decoder.kind == "denoising_attention"
+        if sets and not attends:
+            raise ValueError(
+                f"a {self.decoder.kind} decoder reads one vector, and the z of the latent {self.latent.kind} is a set; "
+                f"set decoder.kind to denoising_attention"
+            )
+        if attends and not sets:
+            raise ValueError(
+                f"a denoising_attention decoder reads a set of vectors, and the z of the latent {self.latent.kind} is "
+                f"one vector; set latent.kind to nonparametric, or decoder.kind to transformer"
+            )
+        if sets and self.encoder.kind == "bag_of_words":
+            raise ValueError("a bag_of_words encoder has no vector of each token; set encoder.kind to transformer")
+        if sets and self.condition is not None:
+            raise ValueError("a set of vectors has no room for a condition; set condition to null")
+        return self
 
 
 class VAEConfig(Composition):

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from vae_core.decoders.bag_of_words import BagOfWordsDecoder, BagOfWordsDecoderConfig
 from vae_core.decoders.convolutional import ConvolutionalDecoder, ConvolutionalDecoderConfig
+from vae_core.decoders.denoising_attention import DenoisingAttentionDecoder, DenoisingAttentionDecoderConfig
 from vae_core.decoders.transformer import TransformerDecoder, TransformerDecoderConfig
 
 __all__ = [
@@ -14,15 +15,16 @@ __all__ = [
     "ConvolutionalDecoderConfig",
     "Decoder",
     "DecoderConfig",
+    "DenoisingAttentionDecoderConfig",
     "TransformerDecoderConfig",
     "build_decoder",
 ]
 
 DecoderConfig = Annotated[
-    BagOfWordsDecoderConfig | TransformerDecoderConfig | ConvolutionalDecoderConfig,
+    BagOfWordsDecoderConfig | TransformerDecoderConfig | ConvolutionalDecoderConfig | DenoisingAttentionDecoderConfig,
     Field(discriminator="kind"),
 ]
-Decoder = BagOfWordsDecoder | TransformerDecoder | ConvolutionalDecoder
+Decoder = BagOfWordsDecoder | TransformerDecoder | ConvolutionalDecoder | DenoisingAttentionDecoder
 
 
 def build_decoder(config: DecoderConfig, latent_width: int, *, terms: int, tokens: int) -> Decoder:
@@ -34,5 +36,7 @@ def build_decoder(config: DecoderConfig, latent_width: int, *, terms: int, token
             return TransformerDecoder(config, latent_width, tokens)
         case ConvolutionalDecoderConfig():
             return ConvolutionalDecoder(config, latent_width, tokens)
+        case DenoisingAttentionDecoderConfig():
+            return DenoisingAttentionDecoder(config, latent_width, tokens)
         case _:
             assert_never(config)

@@ -10,6 +10,7 @@ from vae_core.latents.categorical import CategoricalConfig, CategoricalLatent
 from vae_core.latents.gaussian import GaussianConfig, GaussianLatent
 from vae_core.latents.gaussian_mixture import GaussianMixtureConfig, GaussianMixtureLatent
 from vae_core.latents.latent import Latent, LatentDraw
+from vae_core.latents.nonparametric import NonparametricConfig, NonparametricLatent
 
 __all__ = [
     "BernoulliConfig",
@@ -25,12 +26,19 @@ __all__ = [
     "Latent",
     "LatentConfig",
     "LatentDraw",
+    "NonparametricConfig",
+    "NonparametricLatent",
     "build_latent",
     "reads_states",
 ]
 
 LatentConfig = Annotated[
-    BernoulliMixtureConfig | BernoulliConfig | CategoricalConfig | GaussianConfig | GaussianMixtureConfig,
+    BernoulliMixtureConfig
+    | BernoulliConfig
+    | CategoricalConfig
+    | GaussianConfig
+    | GaussianMixtureConfig
+    | NonparametricConfig,
     Field(discriminator="kind"),
 ]
 
@@ -52,6 +60,8 @@ def build_latent(config: LatentConfig, features: int) -> Latent:
             return GaussianLatent(config, features)
         case GaussianMixtureConfig():
             return GaussianMixtureLatent(config, features)
+        case NonparametricConfig():
+            return NonparametricLatent(config, features)
         case _:
             assert_never(config)
 

@@ -35,10 +35,7 @@ from pydantic import TypeAdapter
 from scipy.stats import chisquare, kstest, norm
 from torch import Tensor
 
-from vae_core.latents import (
-    LatentConfig,
-    build_latent,
-)
+from vae_core.latents import LatentConfig, build_latent
 from vae_core.latents.bernoulli import BernoulliPosterior
 from vae_core.latents.bernoulli_mixture import BernoulliMixturePosterior
 from vae_core.latents.categorical import CategoricalPosterior

@@ -20,23 +20,19 @@ from latent_truths import (
     features_of,
     kl_by_component,
     latent_of,
+    support,
     true_components,
+    true_prior,
     true_q,
     true_weights,
 )
 from scipy.stats import norm
 from torch import Tensor
-from torch.distributions import (
-    Categorical,
-    Independent,
-    Normal,
-    kl_divergence,
-)
+from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
-from vae_core.latents import (
-    build_latent,
-)
+from vae_core.estimators import GumbelSoftmax
+from vae_core.latents import build_latent
 from vae_core.latents.bernoulli import BernoulliPosterior
 from vae_core.latents.categorical import CategoricalPosterior
 from vae_core.latents.gaussian import GaussianPosterior
@@ -116,6 +112,17 @@ def test_a_value_that_cannot_be_is_as_if_it_were_not_there() -> None:
     (gradient,) = torch.autograd.grad(kl.sum() + latent.log_q(posterior, z).sum(), logits)
     assert gradient.isfinite().all()
     assert not gradient[:, :, 2].any()
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "bernoulli_mixture", "categorical"])
+def test_softened_values_are_scored_as_the_hard_values_they_are_nearest_to(name: str) -> None:
+    """log q and log p are of values of z, not of points between them, whose density is another."""
+    draw = latent_of(name, estimator=GumbelSoftmax(temperature=2.0, hard=False))(features_of(), samples=50)
+    values = support(latent_of(name))
+    assert torch.cdist(draw.z.detach(), values).amin(dim=-1).max() > 0.1
+    nearest = values[torch.cdist(draw.z.detach(), values).argmin(dim=-1)]
+    torch.testing.assert_close(draw.log_q, true_q(draw.posterior).log_prob(nearest))
+    torch.testing.assert_close(draw.log_p, true_prior(latent_of(name)).log_prob(nearest))
 
 
 def test_values_that_tie_still_make_a_one_hot_code() -> None:

@@ -5,7 +5,6 @@ implementation would fail about once in a million runs.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -183,47 +182,11 @@ def test_saturated_log_odds_give_finite_values_and_gradients(extreme: float, dra
 ROW = torch.tensor([-2.0, -1.0, -0.5, -0.1, 0.1, 0.5, 1.0, 2.0])
 
 
-def gradients_of_samples(function: Callable[[Tensor], Tensor], draws: int) -> Tensor:
-    """Straight-through gradients by the log-odds ROW of `draws` independent samples, (draws, K)."""
-    features = ROW.repeat(draws, 1).requires_grad_()
-    z = latent_of(draw="sample")(features).z[0]
-    return torch.autograd.grad(function(z).sum(), features)[0].double()
-
-
-def multilinear(z: Tensor) -> Tensor:
-    """w.z + sum_{i<j} M_ij z_i z_j."""
-    generator = torch.Generator().manual_seed(5)
-    linear = torch.randn(BITS, generator=generator).to(z.dtype)
-    pairs = torch.randn(BITS, BITS, generator=generator).triu(diagonal=1).to(z.dtype)
-    return z @ linear + (z @ pairs * z).sum(dim=-1)
-
-
 def assert_mean_is(samples: Tensor, expected: Tensor, power: float) -> None:
     """The means of the columns are as expected within ERRORS standard errors, which are below `power`."""
     standard_error = samples.std(dim=0) / math.sqrt(len(samples))
     assert standard_error.max() < power
     assert ((samples.mean(dim=0) - expected).abs() <= ERRORS * standard_error + 1e-6).all()
-
-
-def test_straight_through_gradient_is_unbiased_for_a_multilinear_function() -> None:
-    """The truth is the derivative of the sum of q(z) f(z) over all 256 codes."""
-    log_odds = ROW.double().requires_grad_()
-    probabilities = Independent(Bernoulli(logits=log_odds), 1).log_prob(CODES).exp()
-    (exact,) = torch.autograd.grad((probabilities * multilinear(CODES)).sum(), log_odds)
-    assert_mean_is(gradients_of_samples(multilinear, draws=50_000), exact, power=0.005)
-
-
-def test_straight_through_gradient_of_a_square_is_2p_where_the_truth_is_1() -> None:
-    p = ROW.double().sigmoid()
-    by_probability = gradients_of_samples(torch.square, draws=50_000) / (p * (1 - p))
-    assert_mean_is(by_probability, 2 * p, power=0.005)
-
-
-def test_threshold_gradient_is_that_of_the_probabilities() -> None:
-    features = ROW.unsqueeze(0).requires_grad_()
-    weights, p = torch.arange(1.0, BITS + 1), ROW.sigmoid()
-    (gradient,) = torch.autograd.grad((latent_of()(features).z * weights).sum(), features)
-    torch.testing.assert_close(gradient[0], weights * p * (1 - p))
 
 
 def test_sampled_bits_are_bits_and_have_the_mean_of_their_probability() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from latent_truths import (
     BITS,
+    COMPONENTS,
     DIMENSIONS,
     DISCRETE,
     DOCUMENTS,
@@ -289,6 +290,15 @@ def test_training_draws_and_evaluation_gives_the_mode(name: str) -> None:
     torch.testing.assert_close(drawn.z.detach(), exact)
     torch.testing.assert_close(drawn.log_q, true_q(drawn.posterior).log_prob(exact))
     torch.testing.assert_close(drawn.log_p, true_prior(latent).log_prob(exact))
+
+
+@every_latent
+@torch.no_grad()
+def test_a_code_has_a_probability_of_every_component_of_the_prior(name: str) -> None:
+    latent = latent_of(name)
+    log_p_BC = latent.components_of(latent.posterior(features_of()).log_odds > 0)
+    assert log_p_BC.shape == (DOCUMENTS, COMPONENTS if name in MIXTURES else 1)
+    torch.testing.assert_close(log_p_BC.logsumexp(dim=1), torch.zeros(DOCUMENTS).double())
 
 
 @every_latent

@@ -52,7 +52,7 @@ class SequenceDecoder(Protocol):
         """Logits of the next token, or of the end, at every position, (M, T, V + 1)."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(decoder: SequenceDecoder, z_MK: Any, sampling: Sampling = GREEDY) -> list[list[int]]:
     """The tokens of one document for each z, up to its end or the decoder's last position.
 
@@ -123,20 +123,20 @@ def sequence_decoder(model: VAE) -> SequenceDecoder:
     return decoder
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def mode_z(model: VAE, batch: Batch) -> Any:
     """What the decoder reads of each document's code, (M, K)."""
     return _told(model, model.latent.mode(model.posterior(batch)), batch)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def prior_z(model: VAE, count: int, *, component: int | None = None, told: Batch | None = None) -> Any:
     """What the decoder reads of `count` draws from the prior, or from one component of it, (M, K)."""
     latent = model.latent if component is None else _only(mixture(model), component)
     return _told(model, latent.sample_prior(count), told or unknown(model, count))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def path_z(model: VAE, first: Batch, second: Batch, steps: int) -> Any:
     """What the decoder reads at `steps` places on the way from one document to another, (steps, K), ends included.
 

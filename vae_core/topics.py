@@ -19,13 +19,13 @@ class Words(NamedTuple):
     lift: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def top_words(decoder: BagOfWordsDecoder, z_MK: Tensor, count: int) -> Words:
     """The words that each z raises most over their biases, which hold how frequent they are anyway."""
     return _most(decoder.words(z_MK) - decoder.words.bias, count)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def component_words(model: VAE, count: int) -> Words:
     """The words of each component c: those of the highest log p(v | E[z | c]) - log p(v), where p(v) is their mixture.
 
@@ -39,7 +39,7 @@ def component_words(model: VAE, count: int) -> Words:
     return _most(log_p_CV - (log_p_CV + log_shares_C1).logsumexp(dim=0), count)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def bit_words(model: VAE, count: int) -> tuple[Words, Words]:
     """The words that each number of z raises where it is one, or large, and those that it lowers, each (K, W).
 

@@ -17,6 +17,7 @@ from pipelines.slices import find_files
 from pipelines.tokenize import tokenize
 from pipelines.tracking import NoTracking, Tracker, Tracking, sqlite_uri
 from vae_core.errors import Misuse
+from vae_core.latents import SETS
 
 STAGES = ("tokenize", "pretrain", "encode", "index", "evaluate")
 READS = {"pretrain": ("shards",), "encode": ("shards", "model"), "index": ("codes",), "evaluate": ("index", "model")}
@@ -61,6 +62,7 @@ def run(
     what an earlier one makes, and for a stale artifact, and what the stages raise.
     """
     chosen = _chosen(first, last)
+    _require_codes(config, chosen)
     _require_origins(config, chosen)
     tracking = _tracker(config.tracking, config.out, config.out.resolve().parent)
     stages = _stages(config, overwrite, progress, tracking)
@@ -97,6 +99,13 @@ def _chosen(first: str, last: str) -> tuple[str, ...]:
     if not chosen:
         raise Misuse(f"--from {first} comes after --until {last}; the order is {', '.join(STAGES)}")
     return chosen
+
+
+def _require_codes(config: RunConfig, chosen: tuple[str, ...]) -> None:
+    """Raise Misuse where a model is to be encoded with that has no codes, before it is trained."""
+    kind = config.model.latent.kind
+    if kind in SETS and chosen[0] in STAGES[:2] and STAGES.index(chosen[-1]) >= STAGES.index("encode"):
+        raise Misuse(f"a {kind} latent has no codes to encode and search; end the run with --until pretrain")
 
 
 def _require_origins(config: RunConfig, chosen: tuple[str, ...]) -> None:

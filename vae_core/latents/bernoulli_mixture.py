@@ -48,6 +48,7 @@ class BernoulliMixtureLatent(Latent):
     def __init__(self, config: BernoulliMixtureConfig, features: int) -> None:
         super().__init__()
         self.config = config
+        self.components = config.components
         self.width = self.code_bits = config.bits
         self.log_odds = nn.Linear(features, config.bits)
         self.component = nn.Linear(features, config.components) if config.assignment == "amortised" else None

@@ -75,6 +75,7 @@ class GaussianMixtureLatent(Latent):
     def __init__(self, config: GaussianMixtureConfig, features: int) -> None:
         super().__init__()
         self.config = config
+        self.components = config.components
         self.width = self.code_bits = config.dimensions
         self.head = GaussianHead(features, config.dimensions)
         self.component = nn.Linear(features, config.components) if config.assignment == "amortised" else None

@@ -1,6 +1,7 @@
 """Attention as denoising: a query is a vector of a mixture, seen in noise (Henderson and Fehr 2023, arXiv 2207.13529).
 
-Shapes: M sequences, H heads, T queries, N components, D width, P dimensions of a component, E = D / H of a head.
+Shapes: M sequences, H heads, T queries, N components, D width, P dimensions of a component, E = D / H of a head,
+Q = H * T.
 """
 
 import math
@@ -23,10 +24,10 @@ class Mixture(NamedTuple):
 
 
 def denoise(queries: Tensor, mixture: Mixture, noise: float) -> Tensor:
-    """E[v | u] of v drawn from the mixture and seen as u = v + N(0, noise I), for queries u (..., T, P).
+    """E[v | u] of v drawn from the mixture and seen as u = v + N(0, noise I), for queries u (M, T, P).
 
     Exact for any variances; of impulses it is softmax_k(log w_k - |u - z_k|^2 / (2 noise)) z_k, and ordinary attention
-    where w_k is proportional to exp(|z_k|^2 / (2 noise)). Leading axes broadcast. In float32 at least.
+    where w_k is proportional to exp(|z_k|^2 / (2 noise)). In float32 at least.
     """
     accurate = torch.promote_types(queries.dtype, torch.float32)
     queries, log_weights, means, variances = (x.to(accurate) for x in (queries, *mixture))
@@ -65,7 +66,8 @@ class DenoisingAttention(nn.Module):
     def forward(self, x_MTD: Tensor, mixture: Mixture) -> Tensor:
         """What every position finds in its sequence's mixture, (M, T, D)."""
         queries_MHTE = self.queries(x_MTD).unflatten(-1, self.keys_HEP.shape[:2]).transpose(1, 2)
-        shared = Mixture(*(x.unsqueeze(1).expand(-1, len(self.keys_HEP), *x.shape[1:]) for x in mixture))
-        found_MHTP = denoise(queries_MHTE @ self.keys_HEP, shared, self.noise).to(x_MTD.dtype)
-        values_MHTE = found_MHTP @ self.values_HEP.transpose(1, 2)
+        # All heads share one mixture, so that their queries are only more queries.
+        back_MQP = (queries_MHTE @ self.keys_HEP).flatten(1, 2)
+        found_MHTP = denoise(back_MQP, mixture, self.noise).unflatten(1, queries_MHTE.shape[1:3])
+        values_MHTE = found_MHTP.to(x_MTD.dtype) @ self.values_HEP.transpose(1, 2)
         return self.output(values_MHTE.transpose(1, 2).flatten(2))

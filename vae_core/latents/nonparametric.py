@@ -25,6 +25,7 @@ from vae_core.latents.latent import Latent, LatentDraw
 
 SMALLEST_COUNT = 1e-6
 """Pseudo-counts up to this are 0: the gradient of a Dirichlet by one of 1e-20 is no number in single precision."""
+START_LOG_VARIANCE = -3.0
 PRIOR_LENGTH = 32
 """Tokens of the documents that the prior is drawn for where no lengths are given."""
 
@@ -96,6 +97,9 @@ class NonparametricLatent(Latent):
         self.config = config
         self.width, self.code_bits = config.dimensions, 0
         self.head = GaussianHead(features, config.dimensions)
+        # Vectors that start as noise teach the decoder nothing, and it is long in finding out where to look.
+        nn.init.normal_(self.head.mean.weight, std=features**-0.5)
+        nn.init.constant_(self.head.log_variance.bias, START_LOG_VARIANCE)
         self.pseudo_count = nn.Linear(features, 1)
         nn.init.normal_(self.pseudo_count.weight, std=0.1 * features**-0.5)
         # A rectifier that starts at 0 for some token never hears from the decoder whether it is needed.

@@ -250,6 +250,22 @@ def test_single_precision_agrees_with_double(name: str) -> None:
         torch.testing.assert_close(single.kl_groups(rounded), kl, atol=1e-4, rtol=1e-4)
 
 
+@every_exact_kl
+@torch.no_grad()
+def test_autocast_to_bfloat16_leaves_the_posterior_and_its_kl_in_single_precision(name: str) -> None:
+    latent = latent_of(name).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        draw = latent(features_of().float())
+    plain = latent(features_of().float())
+    assert draw.kl_groups.dtype == draw.log_p.dtype == torch.float32
+    torch.testing.assert_close(draw.posterior.log_odds, plain.posterior.log_odds, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(draw.kl_groups, plain.kl_groups, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(draw.dispersion, plain.dispersion, atol=1e-5, rtol=1e-5)
+    heads = [module.bfloat16() for module in latent.modules() if isinstance(module, torch.nn.Linear)]
+    assert heads
+    assert latent(features_of().float()).kl_groups.dtype == torch.float32
+
+
 @every_discrete
 @torch.no_grad()
 def test_mode_is_the_most_probable_value_and_the_code(name: str) -> None:

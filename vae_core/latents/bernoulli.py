@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 from vae_core.config import Config
 from vae_core.estimators import EstimatorConfig, StraightThrough, expected_log_px, sample_bits
+from vae_core.latents.head import Head
 from vae_core.latents.latent import Latent, LatentDraw
 
 
@@ -42,7 +43,7 @@ class BernoulliLatent(Latent):
         super().__init__()
         self.config = config
         self.width = self.code_bits = config.bits
-        self.log_odds = nn.Linear(features, config.bits)
+        self.log_odds = Head(features, config.bits)
         if config.prior == "learned":
             self.prior_log_odds = nn.Parameter(torch.zeros(config.bits))
 
@@ -59,7 +60,7 @@ class BernoulliLatent(Latent):
         return LatentDraw(z, log_q, log_p, self.kl_groups(posterior), nothing, prior_z, posterior)
 
     def posterior(self, features: Tensor) -> BernoulliPosterior:
-        return BernoulliPosterior(self.log_odds(features.to(self.log_odds.weight.dtype)))
+        return BernoulliPosterior(self.log_odds(features))
 
     def sample(self, posterior: BernoulliPosterior, samples: int) -> Tensor:
         return torch.bernoulli(posterior.means.expand(samples, -1, -1))

@@ -15,6 +15,7 @@ from torch.nn.functional import softplus
 from vae_core.config import Config
 from vae_core.estimators import EstimatorConfig, StraightThrough, expected_log_px, sample_bits
 from vae_core.latents.bernoulli import log_bits
+from vae_core.latents.head import Head
 from vae_core.latents.latent import Latent, LatentDraw
 
 
@@ -50,16 +51,20 @@ class BernoulliMixtureLatent(Latent):
         self.config = config
         self.components = config.components
         self.width = self.code_bits = config.bits
-        self.log_odds = nn.Linear(features, config.bits)
-        self.component = nn.Linear(features, config.components) if config.assignment == "amortised" else None
-        self.noise = nn.Linear(features, config.bits) if config.noise else None
+        self.log_odds = Head(features, config.bits)
+        self.component = Head(features, config.components) if config.assignment == "amortised" else None
+        self.noise = Head(features, config.bits) if config.noise else None
         if self.noise is not None:
             nn.init.constant_(self.noise.bias, -2.0)
         self.prior_components = nn.Parameter(torch.zeros(config.components))
         self.prior_log_odds = nn.Parameter(0.5 * torch.randn(config.components, config.bits))
 
     def forward(self, features: Tensor, samples: int = 1) -> LatentDraw:
-        features = features.to(self.log_odds.weight.dtype)
+        # Under autocast the products over components would be in bfloat16, and the KL is a difference of them.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._draw(features, samples)
+
+    def _draw(self, features: Tensor, samples: int) -> LatentDraw:
         posterior = self.posterior(features)
         if self.training:
             z = sample_bits(posterior.log_odds, samples, self.config.estimator)
@@ -80,7 +85,6 @@ class BernoulliMixtureLatent(Latent):
         )
 
     def posterior(self, features: Tensor) -> BernoulliMixturePosterior:
-        features = features.to(self.log_odds.weight.dtype)
         log_odds = self.log_odds(features)
         if self.component is not None:
             return BernoulliMixturePosterior(log_odds, self.component(features))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vae_core.config import Config
 from vae_core.estimators import EstimatorConfig, GumbelSoftmax, expected_log_px, gumbel, hardest, sample_values
+from vae_core.latents.head import Head
 from vae_core.latents.latent import Latent, LatentDraw
 
 
@@ -52,7 +53,7 @@ class CategoricalLatent(Latent):
         super().__init__()
         self.config = config
         self.width = self.code_bits = config.variables * config.values
-        self.logits = nn.Linear(features, self.width)
+        self.logits = Head(features, self.width)
         if config.prior == "learned":
             self.prior_logits = nn.Parameter(torch.zeros(config.variables, config.values))
 
@@ -69,7 +70,7 @@ class CategoricalLatent(Latent):
         return LatentDraw(z, log_q, log_p, self.kl_groups(posterior), nothing, prior_z, posterior)
 
     def posterior(self, features: Tensor) -> CategoricalPosterior:
-        return CategoricalPosterior(self._by_variable(self.logits(features.to(self.logits.weight.dtype))))
+        return CategoricalPosterior(self._by_variable(self.logits(features)))
 
     def sample(self, posterior: CategoricalPosterior, samples: int) -> Tensor:
         logits = posterior.logits.detach().expand(samples, -1, -1, -1)

@@ -14,6 +14,7 @@ from torch.distributions import Independent, Normal
 from torch.special import log_ndtr
 
 from vae_core.config import Config
+from vae_core.latents.head import Head
 from vae_core.latents.latent import Latent, LatentDraw
 
 LOG_VARIANCE_LIMIT = 20.0
@@ -55,14 +56,13 @@ class GaussianHead(nn.Module):
 
     def __init__(self, features: int, dimensions: int) -> None:
         super().__init__()
-        self.mean = nn.Linear(features, dimensions)
-        self.log_variance = nn.Linear(features, dimensions)
+        self.mean = Head(features, dimensions)
+        self.log_variance = Head(features, dimensions)
         for layer in (self.mean, self.log_variance):
             nn.init.normal_(layer.weight, std=0.1 * features**-0.5)
             nn.init.zeros_(layer.bias)
 
     def forward(self, features_BF: Tensor) -> GaussianPosterior:
-        features_BF = features_BF.to(self.mean.weight.dtype)
         log_variance = self.log_variance(features_BF)
         # tanh bounds smoothly: a hard clamp would kill the gradient where it matters most.
         return GaussianPosterior(

@@ -14,6 +14,7 @@ from torch.special import log_ndtr
 
 from vae_core.config import Config
 from vae_core.latents.gaussian import GaussianHead, GaussianPosterior, gaussian_kl, normal
+from vae_core.latents.head import Head
 from vae_core.latents.latent import Latent, LatentDraw
 
 LOG_VARIANCE_LIMIT = 6.0
@@ -78,13 +79,18 @@ class GaussianMixtureLatent(Latent):
         self.components = config.components
         self.width = self.code_bits = config.dimensions
         self.head = GaussianHead(features, config.dimensions)
-        self.component = nn.Linear(features, config.components) if config.assignment == "amortised" else None
+        self.component = Head(features, config.components) if config.assignment == "amortised" else None
         self.prior_components = nn.Parameter(torch.zeros(config.components))
         # Apart from the start: components that are equal have equal gradients and stay so.
         self.prior_means = nn.Parameter(torch.randn(config.components, config.dimensions))
         self.prior_log_variances = nn.Parameter(torch.zeros(config.components, config.dimensions))
 
     def forward(self, features: Tensor, samples: int = 1) -> LatentDraw:
+        # Under autocast the products over components would be in bfloat16, and the KL is a difference of them.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._draw(features, samples)
+
+    def _draw(self, features: Tensor, samples: int) -> LatentDraw:
         posterior = self.posterior(features)
         z = self.sample(posterior, samples) if self.training else self.mode(posterior).expand(samples, -1, -1)
         return LatentDraw(
@@ -100,7 +106,7 @@ class GaussianMixtureLatent(Latent):
     def posterior(self, features: Tensor) -> GaussianMixturePosterior:
         q: GaussianPosterior = self.head(features)
         if self.component is not None:
-            return GaussianMixturePosterior(*q, self.component(features.to(self.component.weight.dtype)))
+            return GaussianMixturePosterior(*q, self.component(features))
         second_moment = q.mean.square() + q.log_variance.exp()
         return GaussianMixturePosterior(*q, self._expected_log_joint(q.mean, second_moment))
 

@@ -17,7 +17,13 @@ from vae_core.condition import ConditionConfig, build_condition
 from vae_core.config import Config, of_default_kind
 from vae_core.corruption import CorruptionConfig, corrupted
 from vae_core.decoders import BagOfWordsDecoder, BagOfWordsDecoderConfig, DecoderConfig, build_decoder
-from vae_core.encoders import EncoderConfig, TransformerEncoder, TransformerEncoderConfig, build_encoder
+from vae_core.encoders import (
+    EncoderConfig,
+    PretrainedEncoder,
+    TransformerEncoder,
+    TransformerEncoderConfig,
+    build_encoder,
+)
 from vae_core.errors import Damaged, Misuse
 from vae_core.latents import BernoulliMixtureConfig, LatentConfig, build_latent, reads_states
 
@@ -173,7 +179,8 @@ class VAE(nn.Module):
         """Set what a first look at the corpus tells, before training.
 
         idf = ln(documents / df) + 1; the decoder's biases, from the words' shares; and the encoder's term vectors,
-        from a truncated SVD of the `sample`'s TF-IDF: on small corpora this start is worth more than attention.
+        from a truncated SVD of the `sample`'s TF-IDF: on small corpora this start is worth more than attention. A
+        pretrained encoder starts at its folder's weights.
         """
         frequencies = document_frequencies_V.double().clamp(min=1)
         self.idf.copy_((documents / frequencies).clamp(min=1).log() + 1)
@@ -181,6 +188,8 @@ class VAE(nn.Module):
             self.decoder.start_from(document_frequencies_V.double() * self.idf)
         if sample is not None and isinstance(self.encoder, TransformerEncoder) and self.encoder.position is None:
             self.encoder.start_from(sample, self.idf)
+        if isinstance(self.encoder, PretrainedEncoder):
+            self.encoder.start_from_folder()
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json and model.safetensors into `folder`."""

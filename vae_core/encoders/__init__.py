@@ -5,6 +5,7 @@ from typing import Annotated, assert_never
 from pydantic import Field
 
 from vae_core.encoders.bag_of_words import BagOfWordsEncoder, BagOfWordsEncoderConfig
+from vae_core.encoders.pretrained import PretrainedEncoder, PretrainedEncoderConfig
 from vae_core.encoders.states import States
 from vae_core.encoders.transformer import TransformerEncoder, TransformerEncoderConfig
 from vae_core.errors import Misuse
@@ -13,14 +14,19 @@ __all__ = [
     "BagOfWordsEncoderConfig",
     "Encoder",
     "EncoderConfig",
+    "PretrainedEncoder",
+    "PretrainedEncoderConfig",
     "States",
     "TransformerEncoder",
     "TransformerEncoderConfig",
     "build_encoder",
 ]
 
-EncoderConfig = Annotated[TransformerEncoderConfig | BagOfWordsEncoderConfig, Field(discriminator="kind")]
-Encoder = TransformerEncoder | BagOfWordsEncoder
+EncoderConfig = Annotated[
+    TransformerEncoderConfig | BagOfWordsEncoderConfig | PretrainedEncoderConfig,
+    Field(discriminator="kind"),
+]
+Encoder = TransformerEncoder | BagOfWordsEncoder | PretrainedEncoder
 
 
 def build_encoder(config: EncoderConfig, *, terms: int, tokens: int, states: bool = False) -> Encoder:
@@ -36,5 +42,7 @@ def build_encoder(config: EncoderConfig, *, terms: int, tokens: int, states: boo
             raise Misuse("a bag_of_words encoder has no vector of each token; take the encoder kind transformer")
         case BagOfWordsEncoderConfig():
             return BagOfWordsEncoder(config, terms)
+        case PretrainedEncoderConfig():
+            return PretrainedEncoder(config, tokens, states=states)
         case _:
             assert_never(config)

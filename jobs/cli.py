@@ -308,6 +308,44 @@ def evaluate(
 
 
 @app.command()
+def diagnose(
+    model: Annotated[Path, typer.Argument(help="Folder that `pretrain` wrote.")],
+    shards: Annotated[Path, typer.Argument(help="Folder that `tokenize` wrote: the documents to look at.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the page; without it, `diagnosis` beside the model.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", metavar="MODEL", help="Another model; may be repeated.")
+    ] = None,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """What a model learned: likelihood, rate and distortion, information, active units, and its latent space as plots.
+
+    Example: `latentbits diagnose runs/demo/model runs/demo/shards --compare runs/other/model`
+    """
+    with _working() as progress:
+        from jobs import tables
+        from jobs.config import load_config
+        from jobs.run import run_stage
+        from pipelines.diagnose import diagnose as diagnose_model
+
+        config, place, others = load_config(None, settings or []), out or model.absolute().parent / "diagnosis", compare
+
+        def make(_: "Tracker") -> "Artifact":
+            how, beside = config.diagnose, others or []
+            return diagnose_model(model, shards, place, how, compare=beside, overwrite=overwrite, progress=progress)
+
+        made = run_stage("diagnose", place, config.tracking, make)
+    found = json.loads((made.path / "diagnosis.json").read_text())
+    if as_json:
+        _print_json(found)
+    else:
+        tables.print_diagnosis(found, made.path / "diagnosis.html")
+
+
+@app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="Any artifact, or a run folder.")],
     verify: Annotated[bool, typer.Option("--verify", help="Compare every byte with its checksum.")] = False,

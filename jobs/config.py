@@ -13,6 +13,7 @@ from jobs.config_errors import message
 from pipelines.corpus import CorpusConfig
 from pipelines.encode import EncodeConfig
 from pipelines.evaluate import EvaluateConfig
+from pipelines.examination import DiagnoseConfig
 from pipelines.index import IndexConfig
 from pipelines.tokenize_config import TokenizeConfig
 from pipelines.training import PretrainConfig
@@ -50,6 +51,7 @@ class RunConfig(Config):
     encode: EncodeConfig = EncodeConfig()
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    diagnose: DiagnoseConfig = DiagnoseConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     def query_corpus(self) -> CorpusConfig | None:

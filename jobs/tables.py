@@ -72,6 +72,33 @@ def print_hits(found: dict[str, Any]) -> None:
     console.print(table)
 
 
+def print_diagnosis(found: dict[str, Any], page: Path) -> None:
+    """The figures of each model side by side, and where the rest is."""
+    names = {
+        "rate": "R",
+        "distortion": "D",
+        "elbo": "ELBO",
+        "information": "I(X; Z)",
+        "marginal_kl": "KL(q(z) || p(z))",
+    }
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", *names.values(), "active units"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for row in found["compared"]:
+        active = "-" if row["active_units"] is None else f"{row['active_units']:,} of {row['units']:,}"
+        table.add_row(escape(row["model"]), *(_nats(row[key]) for key in names), active)
+    console = results()
+    console.print(table)
+    if found["likelihood"]:
+        likely = found["likelihood"]
+        console.print(f"log p(x) {likely['log_px']:.4g}, perplexity {likely['perplexity']:.4g}")
+    else:
+        console.print(f"no likelihood: {found['no_likelihood']}", soft_wrap=True)
+    if found.get("collapsed"):
+        console.print("[yellow]collapsed[/yellow]: z says next to nothing of the documents")
+    console.print(f"page: {page}", soft_wrap=True)
+
+
 def print_description(facts: dict[str, Any]) -> None:
     """What `inspect` found, as a tree."""
     for inner in facts.get("artifacts", []):
@@ -108,6 +135,14 @@ def _rows(done: Done) -> int:
     if done.stage == "pretrain":
         return round(manifest.statistics["documents"] * manifest.config["pretrain"]["epochs"])
     return int(manifest.statistics.get("queries", manifest.statistics.get("documents", 0)))
+
+
+def _nats(value: Any) -> str:
+    """A figure, or the bracket it lies in."""
+    if isinstance(value, dict):
+        known = value["exact"]
+        return f"{value['lower']:.4g} to {value['upper']:.4g}" if known is None else f"{known:.4g}"
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _short(value: Any) -> str:

@@ -23,7 +23,7 @@ from vae_core.diagnostics.information import densities, exact_information, is_sa
 from vae_core.diagnostics.mixed_membership import fit_mixed_membership, split
 from vae_core.diagnostics.two_sample import compare_columns, is_binary, permutation_test
 from vae_core.diagnostics.units import UnitVariance, active_by_kl
-from vae_core.latents.nonparametric import sparsity
+from vae_core.latents.nonparametric import NonparametricLatent, sparsity
 from vae_core.mmd import BANDWIDTHS
 from vae_core.model import VAE
 
@@ -257,12 +257,19 @@ def _examine_batch(model: VAE, batch: Batch, config: DiagnoseConfig, likelihood:
     return Examined(
         kl_groups=model.latent.kl_groups(posterior).double(),
         distortion=-drawn.log_px.mean(dim=0),
-        kept=sparsity(posterior).share.double() if model.latent.reads_states else None,
+        kept=_kept(model, posterior),
         log_weights=drawn.log_weights if likelihood and values is None else None,
         exact=None if values is None else of_x.exact_log_marginal(model, batch, values, chunk),
         predicted=of_x.predicted(model, batch) if likelihood else None,
         posterior=None if model.latent.reads_states else posterior,
     )
+
+
+def _kept(model: VAE, posterior: Any) -> Tensor | None:
+    """The share of its tokens' vectors that a set latent keeps of each document in evaluation, (B,)."""
+    if not isinstance(model.latent, NonparametricLatent):
+        return None
+    return sparsity(posterior, model.latent.config.keep_above).share.double()
 
 
 def _chunk(model: VAE, batch: Batch) -> int:

@@ -256,11 +256,14 @@ def test_autocast_to_bfloat16_leaves_the_posterior_and_its_kl_in_single_precisio
     latent = latent_of(name).float()
     with torch.autocast("cpu", torch.bfloat16):
         draw = latent(features_of().float())
-    plain = latent(features_of().float())
+    exact = latent_of(name)(features_of())
     assert draw.kl_groups.dtype == draw.log_p.dtype == torch.float32
-    torch.testing.assert_close(draw.posterior.log_odds, plain.posterior.log_odds, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(draw.kl_groups, plain.kl_groups, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(draw.dispersion, plain.dispersion, atol=1e-5, rtol=1e-5)
+    for ours, truth in (
+        (draw.posterior.log_odds, exact.posterior.log_odds),
+        (draw.kl_groups, exact.kl_groups),
+        (draw.dispersion, exact.dispersion),
+    ):
+        torch.testing.assert_close(ours, truth.float(), atol=1e-4, rtol=1e-4)
     heads = [module.bfloat16() for module in latent.modules() if isinstance(module, torch.nn.Linear)]
     assert heads
     assert latent(features_of().float()).kl_groups.dtype == torch.float32

@@ -50,7 +50,7 @@ class Schedule:
         shares = [phase.share for phase in phases]
         starts = [round(steps * sum(shares[:number]) / sum(shares)) for number in range(len(phases))]
         for number in range(1, len(starts)):  # every phase has a step
-            starts[number] = max(starts[number], starts[number - 1] + 1)
+            starts[number] = max(starts[number - 1] + 1, min(starts[number], steps - len(starts) + number))
         return cls(steps, documents, every, tuple(starts))
 
     def phase_of(self, step: int) -> int:

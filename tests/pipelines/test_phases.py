@@ -1,0 +1,247 @@
+"""Phases of training on DeepSpeed's real engine, in this process: one worker needs no cluster."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipelines import aggressive, checkpoint, training
+from pipelines.aggressive import Lag, aggressive_step, looked_at
+from pipelines.artifact import Artifact
+from pipelines.batches import rows_of_step
+from pipelines.corpus import CorpusConfig
+from pipelines.engine import PretrainConfig
+from pipelines.phases import Job, PhaseRun, Schedule
+from pipelines.tokenize import TokenizeConfig, tokenize
+from pipelines.training import EXPORT, train
+from vae_core.model import Composition, VAEConfig
+from vae_core.objectives import UNWEIGHTED, Loss, MinimumRate, Objective
+from vae_core.schedule import INFERENCE, Aggressive, Phase, part_of
+
+DOCUMENTS, BATCH = 160, 16
+AUTO = Phase(share=0.4, objective=Objective.model_validate({"rate": {"annealing": {"beta": 0}}}))
+NEW_DECODER = Phase(share=0.6, reset=("decoder",), objective=Objective(rate=MinimumRate(nats=2.0)))
+CONFIG = PretrainConfig(epochs=3, batch_size=BATCH, checkpoint_every=4, log_every=1, phases=(AUTO, NEW_DECODER))
+MODEL = Composition.model_validate(
+    {
+        "encoder": {"kind": "transformer", "width": 16, "hidden": 32, "heads": 2, "layers": 1, "grow_after": 0.5},
+        "latent": {"kind": "gaussian", "dimensions": 8, "prior": "learned"},
+        "condition": {"kind": "class", "classes": ["0", "1"]},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    del ray_cluster
+    folder, dice = tmp_path_factory.mktemp("phases"), random.Random(0)
+    words = ["".join(dice.choices("abcdefgh", k=5)) for _ in range(60)]
+    rows = [f'"{" ".join(dice.choices(words, k=12))}",{n % 2}' for n in range(DOCUMENTS)]
+    (folder / "a.csv").write_text("text,topic\n" + "\n".join(rows) + "\n")
+    corpus = CorpusConfig(files=(str(folder / "a.csv"),), labels="topic")
+    return tokenize(corpus, folder / "shards", TokenizeConfig(subwords=300))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One process group for all tests: DeepSpeed keeps the first that it sees."""
+    threads, rendezvous = torch.get_num_threads(), tmp_path_factory.mktemp("group") / "rendezvous"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LOCAL_RANK", "0")
+        yield
+    dist.destroy_process_group()
+    torch.set_num_threads(threads)
+
+
+def job_of(shards: Artifact, scratch: Path, config: PretrainConfig = CONFIG) -> Job:
+    scratch.mkdir(exist_ok=True)
+    terms = pq.read_metadata(shards.path / "vocabulary.parquet").num_rows
+    return Job(shards.path, scratch, VAEConfig(**MODEL.model_dump(), terms=terms, tokens=300), config)
+
+
+def weights_of(run: PhaseRun) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in run.engine.module.named_parameters()}
+
+
+def moved_parts(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {part_of(name) for name in before if not torch.equal(before[name], after[name])}
+
+
+def rows_at(step: int) -> np.ndarray:
+    return rows_of_step(step, documents=DOCUMENTS, batch_size=BATCH, seed=0)
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=6), st.integers(1, 400))
+def test_phases_cut_the_steps_into_stretches_in_proportion(shares: list[float], epochs: int) -> None:
+    config = PretrainConfig(epochs=epochs, batch_size=10, phases=tuple(Phase(share=share) for share in shares))
+    schedule = Schedule.of(config, documents=10)
+    lengths = [schedule.length(number) for number in range(len(shares))]
+    assert sum(lengths) == schedule.steps
+    assert min(lengths) >= 1
+    assert [schedule.phase_of(step) for step in range(schedule.steps)] == [
+        number for number, length in enumerate(lengths) for _ in range(length)
+    ]
+    if schedule.steps > 100:
+        expected = [schedule.steps * share / sum(shares) for share in shares]
+        assert all(abs(a - b) <= 1 + len(shares) for a, b in zip(lengths, expected, strict=True))
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing_in_each_phase() -> None:
+    config = PretrainConfig(epochs=200, batch_size=10, phases=(Phase(share=1), Phase(share=3)))
+    schedule = Schedule.of(config, documents=10)
+    factors = [schedule.factor(step) for step in range(200)]
+    assert factors[0] == pytest.approx(0.2)
+    assert factors[25] == pytest.approx(0.5)
+    assert factors[50] == pytest.approx(1 / 15)
+    assert max(factors[49], factors[199]) < 2e-3
+    assert [schedule.progress(step) for step in (0, 25, 50, 125)] == [0, 0.5, 0, 0.5]
+
+
+def test_a_phase_goes_on_with_the_weights_except_those_it_resets_and_a_new_optimiser(
+    shards: Artifact, tmp_path: Path
+) -> None:
+    run = PhaseRun(job_of(shards, tmp_path / "one"), 0)
+    for step in range(3):
+        run.minimise(rows_at(step), 0.9)
+    trained = weights_of(run)
+    later = run.next(1)
+    assert moved_parts(trained, weights_of(later)) == {"decoder"}
+    assert not any(later.engine.optimizer.state.values())
+    fresh = weights_of(PhaseRun(job_of(shards, tmp_path / "two", CONFIG.model_copy(update={"seed": 1})), 0))
+    for name, value in weights_of(later).items():
+        assert part_of(name) != "decoder" or torch.equal(value, fresh[name])
+
+
+def test_a_phase_moves_only_the_parts_that_it_trains(shards: Artifact, tmp_path: Path) -> None:
+    phases = (Phase(trains=("decoder", "prior")),)
+    run = PhaseRun(job_of(shards, tmp_path / "one", CONFIG.model_copy(update={"phases": phases})), 0)
+    before = weights_of(run)
+    run.minimise(rows_at(0), 0.9)
+    assert moved_parts(before, weights_of(run)) == {"decoder", "prior"}
+
+
+def test_a_minimum_rates_multiplier_rises_while_the_rate_is_too_small(shards: Artifact, tmp_path: Path) -> None:
+    run = PhaseRun(job_of(shards, tmp_path / "one"), 1)
+    assert run.multiplier == UNWEIGHTED
+    betas = [run.minimise(rows_at(step), 0.0)[1].beta for step in range(3)]
+    assert run.multiplier.logit > 0
+    assert betas[0] > betas[1] > betas[2]
+
+
+def trained(job: Job) -> dict[str, Tensor]:
+    train(job)
+    return load_file(job.scratch / EXPORT / "model.safetensors")
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("saves", [1, 3, 4])
+def test_training_cut_off_anywhere_ends_in_the_same_weights(
+    shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int, stage: int
+) -> None:
+    """Thirty steps, of which the first phase has twelve: cut off in it, at its end, and in the second phase."""
+    lagging = NEW_DECODER.model_copy(update={"aggressive": Aggressive(most=4, window=2, checks=6, documents=50)})
+    config = CONFIG.model_copy(update={"phases": (AUTO, lagging), "zero_stage": stage})
+    undisturbed = trained(job_of(shards, tmp_path / "undisturbed", config))
+    job, count, save = job_of(shards, tmp_path / "cut", config), itertools.count(1), checkpoint.save
+
+    def save_and_stop(*given: Any) -> None:
+        save(*given)
+        if next(count) == saves:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.checkpoint, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(job)
+    found = trained(job)
+    assert undisturbed.keys() == found.keys()
+    assert all(torch.equal(undisturbed[name], found[name]) for name in undisturbed)
+
+
+def test_aggressive_training_moves_the_inference_network_alone_and_then_the_rest_alone(
+    shards: Artifact, tmp_path: Path
+) -> None:
+    settings = Aggressive(most=3)
+    phases = (Phase(aggressive=settings),)
+    run = PhaseRun(job_of(shards, tmp_path / "one", CONFIG.model_copy(update={"phases": phases})), 0)
+    before = weights_of(run)
+    aggressive_step(run, settings, Lag(), 20, rows_at(20))
+    between = weights_of(run)
+    assert moved_parts(before, between) == set(INFERENCE)
+    run.minimise(rows_at(20), 0.9)
+    assert moved_parts(between, weights_of(run)) == {"prior", "decoder", "condition"}
+
+
+def test_a_lag_that_is_over_moves_nothing_ahead(shards: Artifact, tmp_path: Path) -> None:
+    run = PhaseRun(job_of(shards, tmp_path / "one"), 0)
+    before = weights_of(run)
+    aggressive_step(run, Aggressive(), Lag(behind=False), 20, rows_at(20))
+    assert not moved_parts(before, weights_of(run))
+
+
+class ScriptedRun:
+    """A run whose inner steps have given losses, to count how many are made."""
+
+    def __init__(self, losses: list[float], checks: int = 4) -> None:
+        self.losses, self.made = losses, 0
+        self.job = SimpleNamespace(config=SimpleNamespace(batch_size=BATCH, seed=0))
+        self.schedule = SimpleNamespace(
+            documents=DOCUMENTS, progress=lambda _: 0.5, progress_after=lambda step: (step + 1) / checks
+        )
+
+    def minimise(self, rows: np.ndarray, progress: float) -> tuple[None, Loss]:
+        assert len(rows) == BATCH
+        total = torch.tensor(self.losses[min(self.made, len(self.losses) - 1)])
+        self.made += 1
+        return None, Loss(total, total, total, progress)
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps"),
+    [
+        ([5.0], 100),  # no window is worse than the one before
+        ([1.0] * 15 + [2.0] * 15, 30),
+        ([3.0] * 15 + [1.0] * 15 + [2.0], 45),
+        ([1.0] * 14 + [9.0] + [1.0] * 85, 100),  # one bad step in the first window
+    ],
+)
+def test_inner_steps_end_with_the_first_window_that_is_worse_or_at_the_most(losses: list[float], steps: int) -> None:
+    run = ScriptedRun(losses)
+    aggressive._infer(run, Aggressive(most=100, window=15), 0, rows_at(0))
+    assert run.made == steps
+
+
+def test_the_lag_is_over_for_good_once_the_information_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([1.0, 2.0, 3.0, 2.9, 5.0])
+    monkeypatch.setattr(aggressive, "_information", lambda *_: next(measured))
+    run, settings, lag = ScriptedRun([1.0], checks=8), Aggressive(checks=8), Lag()
+    behind = []
+    for step in range(6):
+        lag = looked_at(run, settings, lag, step)
+        behind.append(lag.behind)
+    assert behind == [True, True, True, False, False, False]
+    assert lag.information == 2.9
+
+
+def test_the_information_of_a_gaussian_posterior_is_between_nothing_and_the_most(
+    shards: Artifact, tmp_path: Path
+) -> None:
+    run = PhaseRun(job_of(shards, tmp_path / "one"), 0)
+    assert abs(aggressive._information(run, 100)) < 0.5
+    with torch.no_grad():
+        run.engine.module.latent.head.mean.weight.mul_(1e4)
+        run.engine.module.latent.head.log_variance.bias.fill_(-10)
+    assert aggressive._information(run, 100) == pytest.approx(np.log(100), abs=0.05)

@@ -41,6 +41,9 @@ class NonparametricConfig(Config):
     dimensions: int = Field(default=128, ge=1, le=4096, description="of each vector of z")
     prior_pseudo_count: float = Field(default=1.0, gt=0, description="of the prior's own component")
     per_token_pseudo_count: float = Field(default=0.0, ge=0, description="that the prior expects of every token beside")
+    keep_above: float = Field(
+        default=0.0, ge=0, description="in evaluation, vectors of no larger pseudo-count are dropped"
+    )
     draws: int = Field(default=1, ge=1, description="vectors drawn from every component in training")
 
 
@@ -138,8 +141,12 @@ class NonparametricLatent(Latent):
         return Mixture(log_dirichlet(counts_BL.expand(samples, -1, -1)), vectors, torch.zeros_like(vectors))
 
     def mode(self, posterior: NonparametricPosterior) -> Mixture:
-        """The base distribution of q, (B, N): the mean of the mixtures that q draws."""
-        counts = posterior.pseudo_counts
+        """The base distribution of q, (B, N): the mean of the mixtures that q draws, less what `keep_above` drops.
+
+        The authors' code drops what is below 0.1. A decoder of sharp queries can still read vectors of 0.05.
+        """
+        counts = threshold(posterior.pseudo_counts, self.config.keep_above, 0.0)
+        counts = torch.cat([posterior.pseudo_counts[:, :1], counts[:, 1:]], dim=1)
         log_weights = _log(counts) - counts.sum(dim=1, keepdim=True).log()
         return Mixture(log_weights, posterior.centres, posterior.log_variances.exp())
 

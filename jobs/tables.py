@@ -99,6 +99,18 @@ def print_diagnosis(found: dict[str, Any], page: Path) -> None:
     console.print(f"page: {page}", soft_wrap=True)
 
 
+def print_generated(made: dict[str, Any]) -> None:
+    """Texts one below the other, or the words of components and bits."""
+    names, rows = _generated(made)
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        numeric = name in ("component", "share", "bit", "step", "sample")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+    for row in rows:
+        table.add_row(*(escape(" ".join(cell.split())) for cell in row))
+    results().print(table)
+
+
 def print_description(facts: dict[str, Any]) -> None:
     """What `inspect` found, as a tree."""
     for inner in facts.get("artifacts", []):
@@ -135,6 +147,20 @@ def _rows(done: Done) -> int:
     if done.stage == "pretrain":
         return round(manifest.statistics["documents"] * manifest.config["pretrain"]["epochs"])
     return int(manifest.statistics.get("queries", manifest.statistics.get("documents", 0)))
+
+
+def _generated(made: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Column names and rows of what `generate` made."""
+    if "topics" in made:
+        components = [(str(one["component"]), f"{one['share']:.3f}", " ".join(one["words"])) for one in made["topics"]]
+        return ("component", "share", "words"), [*components]
+    if "bits" in made:
+        poles = [(str(one["bit"]), " ".join(one["raised"]), " ".join(one["lowered"])) for one in made["bits"]]
+        return ("bit", "raises", "lowers"), [*poles]
+    if "reconstructions" in made:
+        return ("text", "reconstruction"), [(one["of"], one["text"]) for one in made["reconstructions"]]
+    name, texts = ("step", made["path"]) if "path" in made else ("sample", made["samples"])
+    return (name, "text"), [(str(number), text) for number, text in enumerate(texts, start=1)]
 
 
 def _nats(value: Any) -> str:

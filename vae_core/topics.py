@@ -55,7 +55,7 @@ def bag_of_words(model: VAE) -> BagOfWordsDecoder:
     if isinstance(model.decoder, BagOfWordsDecoder):
         return model.decoder
     kind = model.config.decoder.kind
-    raise Misuse(f"words are read off a bag_of_words decoder, and this model has the kind {kind}; sample from it instead")
+    raise Misuse(f"words are read off a bag_of_words decoder, and this is a {kind} one; sample from it instead")
 
 
 def _most(lift_MV: Tensor, count: int) -> Words:

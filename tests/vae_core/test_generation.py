@@ -272,7 +272,7 @@ def test_what_a_model_cannot_do_is_refused() -> None:
         of_class(model, "sea", 1)
     with pytest.raises(Misuse, match="a bag_of_words decoder writes no text"):
         sample(model_of(DISCRETE[0], BAG_OUT), 1)
-    with pytest.raises(Misuse, match="this model has the kind transformer; sample"):
+    with pytest.raises(Misuse, match="this is a transformer one; sample"):
         bit_words(model, 3)
 
 

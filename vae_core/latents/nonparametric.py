@@ -44,6 +44,9 @@ class NonparametricConfig(Config):
     keep_above: float = Field(
         default=0.0, ge=0, description="in evaluation, vectors of no larger pseudo-count are dropped"
     )
+    evaluation: Literal["means", "normals"] = Field(
+        default="means", description="what the decoder reads of a component in evaluation: its mean, or all of it"
+    )
     draws: int = Field(default=1, ge=1, description="vectors drawn from every component in training")
 
 
@@ -88,8 +91,8 @@ class Sparsity(NamedTuple):
 class NonparametricLatent(Latent):
     """Heads for q(z | x). The KL has two groups: L_G of the vectors, and L_D of their pseudo-counts.
 
-    z is a `Mixture`: in training one of impulses drawn from q, in evaluation the base of q with its variances. A draw
-    has no density here, so `log_q` and `log_p` are 0. The KL is that of the paper: with both processes truncated to
+    z is a `Mixture`: in training one of impulses drawn from q, in evaluation the base of q. A draw has no density here,
+    so `log_q` and `log_p` are 0. The KL is that of the paper: with both processes truncated to
     draws * N atoms, L_D is exact and L_G a bound from above on the atoms' part.
     """
 
@@ -141,14 +144,18 @@ class NonparametricLatent(Latent):
         return Mixture(log_dirichlet(counts_BL.expand(samples, -1, -1)), vectors, torch.zeros_like(vectors))
 
     def mode(self, posterior: NonparametricPosterior) -> Mixture:
-        """The base distribution of q, (B, N): the mean of the mixtures that q draws, less what `keep_above` drops.
+        """The base distribution of q, (B, N), less what `keep_above` drops; or impulses at its means.
 
-        The authors' code drops what is below 0.1. A decoder of sharp queries can still read vectors of 0.05.
+        The paper reads the normals. But a decoder that trains on impulses may sharpen its queries at no cost, and a
+        normal hands a query that is far from everything on as it is, the prior's widest one first.
         """
         counts = threshold(posterior.pseudo_counts, self.config.keep_above, 0.0)
         counts = torch.cat([posterior.pseudo_counts[:, :1], counts[:, 1:]], dim=1)
         log_weights = _log(counts) - counts.sum(dim=1, keepdim=True).log()
-        return Mixture(log_weights, posterior.centres, posterior.log_variances.exp())
+        variances = posterior.log_variances.exp()
+        if self.config.evaluation == "means":
+            variances = torch.zeros_like(variances)
+        return Mixture(log_weights, posterior.centres, variances)
 
     def log_q(self, posterior: NonparametricPosterior, z_SBW: Tensor) -> Tensor:
         del posterior, z_SBW

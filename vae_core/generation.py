@@ -147,9 +147,8 @@ def path_z(model: VAE, first: Batch, second: Batch, steps: int) -> Any:
         raise Misuse(f"an interpolation has two ends; {steps} steps are too few, ask for at least 2")
     shares_T1 = torch.linspace(0, 1, steps, device=model.idf.device).unsqueeze(1)
     path = _path(model.latent, model.posterior(first), model.posterior(second), shares_T1)
-    if model.condition is None:
-        return path
-    return torch.cat([path, torch.lerp(model.condition(first), model.condition(second), shares_T1)], dim=1)
+    told, other = model.told(first), model.told(second)
+    return path if told is None or other is None else torch.cat([path, torch.lerp(told, other, shares_T1)], dim=1)
 
 
 def mixture(model: VAE) -> MixtureLatent:

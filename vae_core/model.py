@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from vae_core.attributes import AttributeControl, AttributesConfig, Parts
 from vae_core.batch import Batch
 from vae_core.condition import ConditionConfig, build_condition
 from vae_core.config import Config, of_default_kind
@@ -38,6 +39,9 @@ class Composition(Config):
     decoder: DecoderConfig = BagOfWordsDecoderConfig()
     condition: ConditionConfig | None = Field(default=None, description="what else the model is told; null: nothing")
     corruption: CorruptionConfig = CorruptionConfig()
+    attributes: AttributesConfig | None = Field(
+        default=None, description="make generated texts show their class (Hu et al. 2017); null: no"
+    )
 
     @field_validator("encoder", "latent", "decoder", mode="before")
     @classmethod
@@ -65,6 +69,25 @@ class Composition(Config):
             raise ValueError("a set of vectors has no room for a condition; set condition to null")
         return self
 
+    @model_validator(mode="after")
+    def _attributes_fit(self) -> Self:
+        """Attributes are classes, of texts that one part writes and another reads token by token."""
+        if self.attributes is None:
+            return self
+        if self.condition is None or self.condition.kind != "class":
+            raise ValueError("attributes are the classes of a class-conditional model; set condition.kind to class")
+        if self.encoder.kind != "transformer" or self.encoder.reads != "tokens":
+            raise ValueError(
+                "attributes need an encoder that reads soft tokens; set encoder.kind to transformer and "
+                "encoder.reads to tokens"
+            )
+        if self.decoder.kind not in ("transformer", "convolutional"):
+            raise ValueError(
+                f"a {self.decoder.kind} decoder writes no soft tokens, and attributes need them; "
+                f"set decoder.kind to transformer"
+            )
+        return self
+
 
 class VAEConfig(Composition):
     """A composition and the sizes of the vocabularies it reads, which follow from the corpus."""
@@ -83,7 +106,8 @@ class Terms(NamedTuple):
     """The parts of every objective, in nats.
 
     log p(x | z), log q(z | x) and log p(z) of the samples, each (S, B); the KL by group (B, G); the mixture's
-    dispersion (B,); samples z, as many draws from the prior, and the posterior.
+    dispersion (B,); samples z, as many draws from the prior, and the posterior; and `beside`, a scalar, the losses of
+    attributes, 0 without them and in evaluation.
     """
 
     log_px: Tensor
@@ -94,6 +118,7 @@ class Terms(NamedTuple):
     z: Any
     prior_z: Any
     posterior: Any
+    beside: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,6 +146,7 @@ class VAE(nn.Module):
         told = self.condition.width if self.condition else 0
         self.latent = build_latent(config.latent, self.encoder.width + told)
         self.decoder = build_decoder(config.decoder, self.latent.width + told, terms=config.terms, tokens=config.tokens)
+        self.attributes = _attribute_control(config)
         self.idf: Tensor
         self.register_buffer("idf", torch.ones(config.terms))
 
@@ -129,24 +155,33 @@ class VAE(nn.Module):
 
         `progress` is the share of training that is done: a part that joins late reads it.
         """
-        told = self.condition(batch) if self.condition else None
+        told = self.told(batch)
         draw = self.latent(self._features(batch, told, progress), samples)
         log_px = self.latent.expectation(self._log_px(batch, draw.z, told), draw.log_q)
         kept = (draw.log_q, draw.log_p, draw.kl_groups, draw.dispersion)
-        return Terms(log_px, *kept, draw.z, draw.prior_z, draw.posterior)
+        beside = self._beside(batch, progress) if self.training else log_px.new_zeros(())
+        return Terms(log_px, *kept, draw.z, draw.prior_z, draw.posterior, beside)
+
+    def told(self, batch: Batch) -> Tensor | None:
+        """What the model is told beside the documents, (B, E); where attributes are learned an unknown class is the
+        discriminator's guess."""
+        if self.condition is None:
+            return None
+        told: Tensor = self.condition(self.attributes.classified(batch) if self.attributes else batch)
+        return told
 
     def posterior(self, batch: Batch) -> Any:
         """q(z | x) of documents. Call in evaluation mode."""
-        told = self.condition(batch) if self.condition else None
-        return self.latent.posterior(self._features(batch, told, 1.0))
+        return self.latent.posterior(self._features(batch, self.told(batch), 1.0))
 
     def log_px(self, batch: Batch, z: Any) -> Tensor:
         """log p(x | z) in nats of z (S, B, W), (S, B)."""
-        return self._log_px(batch, z, self.condition(batch) if self.condition else None)
+        return self._log_px(batch, z, self.told(batch))
 
     def decoder_input(self, batch: Batch, z: Any) -> Any:
         """z (S, B, W) with what the decoder is told of these documents beside it."""
-        return _joined(z, self.condition(batch)) if self.condition else z
+        told = self.told(batch)
+        return z if told is None else _joined(z, told)
 
     @torch.inference_mode()
     def encode(self, batch: Batch) -> Encoded:
@@ -168,6 +203,14 @@ class VAE(nn.Module):
             batch, z = self.condition.rest(batch), _joined(z, told)
         log_px: Tensor = self.decoder(batch, batch.tfidf(self.idf), z)
         return log_px
+
+    def _beside(self, batch: Batch, progress: float) -> Tensor:
+        if self.attributes is None:
+            return self.idf.new_zeros(())
+        # Of these kinds, since the settings passed `_attributes_fit`.
+        parts: Any = (self.encoder, self.condition, self.latent, self.decoder)
+        beside: Tensor = self.attributes(batch, Parts(*parts), progress)
+        return beside
 
     @property
     def reads_tokens(self) -> bool:
@@ -210,6 +253,12 @@ class VAE(nn.Module):
         except (ValidationError, ValueError, RuntimeError, SafetensorError) as error:
             raise Damaged(f"the model in {folder} cannot be loaded: {error}") from error
         return model.eval()
+
+
+def _attribute_control(config: VAEConfig) -> AttributeControl | None:
+    if config.attributes is None:
+        return None
+    return AttributeControl(config.attributes, classes=len(config.classes or ()), tokens=config.tokens)
 
 
 def _joined(z_SBW: Tensor, told_BE: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch import nn
 from vae_core.config import Config
 from vae_core.objectives import Objective
 
-PartName = Literal["encoder", "latent", "prior", "decoder", "condition"]
-PARTS: tuple[PartName, ...] = ("encoder", "latent", "prior", "decoder", "condition")
+PartName = Literal["encoder", "latent", "prior", "decoder", "condition", "attributes"]
+PARTS: tuple[PartName, ...] = ("encoder", "latent", "prior", "decoder", "condition", "attributes")
 INFERENCE: tuple[PartName, ...] = ("encoder", "latent")
 """The parts that make q(z | x); the others make p(x, z)."""
 

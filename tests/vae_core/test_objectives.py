@@ -37,7 +37,8 @@ def terms_of(kl: Tensor, log_px: list[list[float]] | Tensor = LOG_PX, dispersion
     nothing = torch.zeros(len(kl), 1)
     log_px = torch.as_tensor(log_px)
     zeros, spread = torch.zeros_like(log_px), torch.full((len(kl),), dispersion)
-    return Terms(log_px, zeros, zeros, kl, spread, nothing, nothing, BernoulliMixturePosterior(nothing, nothing))
+    posterior = BernoulliMixturePosterior(nothing, nothing)
+    return Terms(log_px, zeros, zeros, kl, spread, nothing, nothing, posterior, torch.zeros(()))
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,15 @@ def test_dispersion_is_taken_off_the_price_and_not_off_the_reported_rate() -> No
     assert torch.equal(plain.rate, dispersed.rate)
 
 
+def test_losses_beside_the_vaes_are_added_whatever_the_rate_and_change_nothing_else() -> None:
+    for rate in (Beta(annealing=AT_ONCE), FreeBits(nats=1)):
+        terms = terms_of(torch.tensor(KL))
+        plain, more = (loss(x, Objective(rate=rate), 1.0) for x in (terms, terms._replace(beside=torch.tensor(0.75))))
+        assert float(more.total - plain.total) == pytest.approx(0.75, rel=1e-5)
+        assert torch.equal(more.distortion, plain.distortion)
+        assert torch.equal(more.rate, plain.rate)
+
+
 def test_component_information_turns_the_mean_kl_into_the_kl_of_the_mean() -> None:
     """E KL(q(c | x) || pi) - I(c; x) = KL(E q(c | x) || pi), here with torch.distributions."""
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -257,7 +267,8 @@ def importance_terms(samples: int, wide: float) -> tuple[Terms, Tensor]:
         latent.head.log_variance.bias.fill_(math.log(0.5 * wide))
     draw = latent(x, samples)
     log_px = torch.distributions.Normal(draw.z, 1.0).log_prob(x).sum(-1)
-    terms = Terms(log_px, draw.log_q, draw.log_p, draw.kl_groups, draw.dispersion, draw.z, draw.prior_z, draw.posterior)
+    kept = (draw.log_q, draw.log_p, draw.kl_groups, draw.dispersion, draw.z, draw.prior_z, draw.posterior)
+    terms = Terms(log_px, *kept, torch.zeros(()))
     return terms, torch.distributions.Normal(0.0, math.sqrt(2)).log_prob(x).sum(-1)
 
 

@@ -14,13 +14,15 @@ def model_of(seed: int, **parts: object) -> VAE:
 
 
 CONDITIONAL = {"condition": {"kind": "class", "classes": ["a", "b"]}, "latent": BernoulliMixtureConfig(bits=8)}
+CONTROLLED = {**CONDITIONAL, "attributes": {}, "encoder": {"reads": "tokens"}, "decoder": {"kind": "transformer"}}
 
 
 def test_every_parameter_belongs_to_one_part_and_every_part_has_one() -> None:
-    names = [name for name, _ in model_of(0, **CONDITIONAL).named_parameters()]
+    names = [name for name, _ in model_of(0, **CONTROLLED).named_parameters()]
     assert {part_of(name) for name in names} == set(PARTS)
     assert part_of("latent.prior_log_odds") == "prior"
     assert part_of("latent.log_odds.weight") == "latent"
+    assert part_of("attributes.discriminator.output.bias") == "attributes"
     assert part_of("encoder.segments.blocks.0.narrow.bias") == "encoder"
 
 

@@ -1,13 +1,13 @@
 """Teacher forcing, and what a document costs a decoder that writes it token by token.
 
-Shapes: S samples, B documents, M = S * B sequences, T positions, V tokens of the vocabulary.
+Shapes: S samples, B documents, M = S * B sequences, T positions, D width, V tokens of the vocabulary.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from vae_core.batch import Batch
@@ -81,6 +81,14 @@ class Teacher:
     def _with_hidden_words(self, inputs: Tensor) -> Tensor:
         unseen = torch.rand_like(inputs, dtype=torch.float) < self.word_dropout
         return torch.cat([inputs[:, :1], inputs[:, 1:].masked_fill(unseen[:, 1:], self.hidden)], dim=1)
+
+
+def embedded(embedding: nn.Embedding, inputs: Tensor) -> Tensor:
+    """Vectors of ids (M, T), or the expected ones of soft inputs: probabilities over all ids, (M, T, ids)."""
+    if inputs.is_floating_point():
+        return inputs.to(embedding.weight.dtype) @ embedding.weight
+    vectors: Tensor = embedding(inputs)
+    return vectors
 
 
 def log_likelihood(logits_MTV: Tensor, targets_BT: Tensor) -> Tensor:

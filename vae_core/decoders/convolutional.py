@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, pad
 
 from vae_core.batch import Batch
 from vae_core.config import Config
-from vae_core.decoders.autoregressive import Teacher, log_likelihood
+from vae_core.decoders.autoregressive import Teacher, embedded, log_likelihood
 
 
 class ConvolutionalDecoderConfig(Config):
@@ -61,10 +61,10 @@ class ConvolutionalDecoder(nn.Module):
         return log_likelihood(logits_MTV, lesson.targets)
 
     def logits(self, inputs_MT: Tensor, z_MK: Tensor) -> Tensor:
-        """Logits of the next token, or of the end, at every position, (M, T, V + 1)."""
+        """Logits of the next token, or of the end, at every position, (M, T, V + 1); inputs are ids (M, T), or soft."""
         first_MD, *others = self.from_z(z_MK).chunk(1 + len(self.blocks), dim=1)
         places = torch.arange(inputs_MT.shape[1], device=inputs_MT.device)
-        x_MTD = self.embedding(inputs_MT) + self.position(places) + first_MD.unsqueeze(1)
+        x_MTD = embedded(self.embedding, inputs_MT) + self.position(places) + first_MD.unsqueeze(1)
         for block, z_MD in zip(self.blocks, others, strict=True):
             x_MTD = block(x_MTD, z_MD)
         return self.output(self.norm(x_MTD))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vae_core.attention import Block
 from vae_core.batch import Batch
 from vae_core.config import Config
-from vae_core.decoders.autoregressive import Teacher, log_likelihood
+from vae_core.decoders.autoregressive import Teacher, embedded, log_likelihood
 
 
 class TransformerDecoderConfig(Config):
@@ -64,9 +64,9 @@ class TransformerDecoder(nn.Module):
         return log_likelihood(logits_MTV, lesson.targets)
 
     def logits(self, inputs_MT: Tensor, z_MK: Tensor) -> Tensor:
-        """Logits of the next token, or of the end, at every position, (M, T, V + 1)."""
+        """Logits of the next token, or of the end, at every position, (M, T, V + 1); inputs are ids (M, T), or soft."""
         length = inputs_MT.shape[1]
-        x_MTD = self.embedding(inputs_MT) + self.position(torch.arange(length, device=inputs_MT.device))
+        x_MTD = embedded(self.embedding, inputs_MT) + self.position(torch.arange(length, device=inputs_MT.device))
         if self.to_embedding is not None:
             x_MTD = x_MTD + self.to_embedding(z_MK).unsqueeze(1)
         memories = self._memories(z_MK)

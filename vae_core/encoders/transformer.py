@@ -15,6 +15,7 @@ from vae_core.config import Config
 from vae_core.encoders.lsi import lsi_vectors
 from vae_core.encoders.segments import SegmentBlocks
 from vae_core.encoders.states import States, states_of
+from vae_core.errors import Misuse
 
 EMBEDDING_SCALE = 10.0
 """Vectors are stored at a tenth of their size, so that one optimiser step moves them ten times as far."""
@@ -63,16 +64,22 @@ class TransformerEncoder(nn.Module):
         With `states`, the ids' own vectors instead, neither pooled nor hidden.
         """
         ids, weights_N = self._read(batch, tfidf_N)
-        x_ND = EMBEDDING_SCALE * self.embedding(ids.values)
-        if self.position is not None:
-            x_ND = x_ND + self.position(ids.positions % self.config.positions)
-        if progress >= self.config.grow_after:
-            x_ND = self.segments(x_ND, ids, weights_N)
+        x_ND = self._mixed(self.embedding(ids.values), ids, weights_N, progress)
         if self.hidden is None:
             return states_of(self.norm(x_ND), ids)
-        pooled_BD = x_ND.new_zeros(len(batch), x_ND.shape[1]).index_add(0, ids.rows, weights_N.unsqueeze(1) * x_ND)
-        hidden = relu(self.hidden(0.1 * self.norm(pooled_BD)))
-        return dropout(hidden, self.config.dropout, self.training)
+        return dropout(self._pooled(self.hidden, x_ND, ids, weights_N), self.config.dropout, self.training)
+
+    def of_soft(self, ids: Ragged, tokens_NV: Tensor, weights_N: Tensor, progress: float = 1.0) -> Tensor:
+        """Hidden vectors, (B, width), of texts whose tokens are probabilities, each place with a weight in (0, 1].
+
+        `ids` only says which place belongs to which text. Nothing is dropped, in training neither. A certain text has
+        the vector of its tokens.
+        """
+        if self.hidden is None or self.position is None:
+            raise Misuse("soft texts are read in order and as one vector; set encoder.reads to tokens")
+        vectors_ND = tokens_NV.to(self.embedding.weight.dtype) @ self.embedding.weight
+        weights_N = _of_unit_length(weights_N, ids)
+        return self._pooled(self.hidden, self._mixed(vectors_ND, ids, weights_N, progress), ids, weights_N)
 
     def start_from(self, sample: Batch, idf_V: Tensor) -> None:
         """Start the term vectors at V S of a truncated SVD of the sample's TF-IDF rows, each of unit length."""
@@ -88,5 +95,21 @@ class TransformerEncoder(nn.Module):
             ids, weights_N = ids.keep(kept_N), None if weights_N is None else weights_N[kept_N]
         if weights_N is None:
             weights_N = torch.ones_like(ids.values, dtype=self.norm.weight.dtype)
-        squares = weights_N.new_zeros(len(batch)).index_add(0, ids.rows, weights_N.square())
-        return ids, weights_N / squares.sqrt().clamp(min=1e-12)[ids.rows]
+        return ids, _of_unit_length(weights_N, ids)
+
+    def _mixed(self, vectors_ND: Tensor, ids: Ragged, weights_N: Tensor, progress: float) -> Tensor:
+        """The ids' vectors, (N, D), after the blocks, once these have joined."""
+        x_ND = EMBEDDING_SCALE * vectors_ND
+        if self.position is not None:
+            x_ND = x_ND + self.position(ids.positions % self.config.positions)
+        return self.segments(x_ND, ids, weights_N) if progress >= self.config.grow_after else x_ND
+
+    def _pooled(self, hidden: nn.Linear, x_ND: Tensor, ids: Ragged, weights_N: Tensor) -> Tensor:
+        documents = len(ids.lengths)
+        pooled_BD = x_ND.new_zeros(documents, x_ND.shape[1]).index_add(0, ids.rows, weights_N.unsqueeze(1) * x_ND)
+        return relu(hidden(0.1 * self.norm(pooled_BD)))
+
+
+def _of_unit_length(weights_N: Tensor, ids: Ragged) -> Tensor:
+    squares = weights_N.new_zeros(len(ids.lengths)).index_add(0, ids.rows, weights_N.square())
+    return weights_N / squares.sqrt().clamp(min=1e-12)[ids.rows]

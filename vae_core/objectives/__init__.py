@@ -87,7 +87,7 @@ def _bound(terms: Terms, rate: RateConfig, progress: float, multiplier: Multipli
 
 
 def _beside(terms: Terms, objective: Objective) -> Tensor:
-    extra = terms.log_px.new_zeros(())
+    extra = terms.beside
     if objective.dispersion:
         extra = extra - objective.dispersion * terms.dispersion.mean()
     if objective.component_information:

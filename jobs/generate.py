@@ -77,7 +77,8 @@ def answer(model: Path, request: Request) -> dict[str, Any]:
     _require_options_that_count(request)
     how = request.sampling
     generator = Generator.load(model, request.words)
-    if not generator.writes_text and (request.sampled is not None or request.temperature or request.top_p):
+    drawn = (request.sampled, request.temperature, request.top_p)
+    if not generator.writes_text and any(option is not None for option in drawn):
         raise Misuse("a bag_of_words decoder draws no tokens; leave out --sampled, --greedy, --temperature and --top-p")
     torch.manual_seed(request.seed)
     return {"model": str(model), "writes_text": generator.writes_text} | _made(generator, request, how)

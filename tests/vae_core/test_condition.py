@@ -148,5 +148,5 @@ def test_told_the_class_of_another_document_a_trained_decoder_finds_the_document
     for better, worse in [(0, 1), (1, 2), (0, 2)]:
         gain = (log_px[better] - log_px[worse]).double()
         assert float(gain.mean()) > 4.9 * float(gain.std()) / math.sqrt(300)
-    # A word is 0.08 + 0.2 / 30 likely in its own class and 0.2 / 30 in another, 13 to 1, and 0.8 more are its own: about.
+    # A word is 0.08 + 0.2 / 30 likely in its own class and 0.2 / 30 in another, about 13 to 1; 0.8 more are its own.
     assert float((log_px[0] - log_px[2]).mean()) / 6 == pytest.approx(0.8 * math.log(13), rel=0.3)

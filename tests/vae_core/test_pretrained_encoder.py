@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -207,6 +208,11 @@ def test_models_that_do_not_fit_are_refused(bert: Path, tmp_path: Path) -> None:
     unknown = settings(bert).model_copy(update={"architecture": {"model_type": "nonsense"}})
     with pytest.raises(Misuse, match="transformers builds no model of this"):
         PretrainedEncoder(unknown, TOKENS)
+
+
+def test_the_library_is_not_imported_before_a_pretrained_encoder_is_built() -> None:
+    program = "import sys, vae_core.model; print('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_without_the_library_the_remedy_is_named(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:

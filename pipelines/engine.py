@@ -83,7 +83,7 @@ def build_engine(config: PretrainConfig, model: VAE, phase: Phase) -> Any:
         # Its blocks run as often as a worker's documents need; gathered one by one, workers would wait for each other.
         deepspeed.utils.set_z3_leaf_modules(model, [SegmentBlocks], raise_if_not_found=False)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in phase.trains)
+        parameter.requires_grad_(parameter.requires_grad and part_of(name) in phase.trains)
     optimizer = torch.optim.Adam(_parameter_groups(model, config), fused=True)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=_engine_config(config), dist_init_required=False

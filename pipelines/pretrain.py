@@ -22,6 +22,7 @@ from pipelines.tracking import NoTracking, Tracker
 from pipelines.training import EXPORT, FAILURE, METRICS, train
 from vae_core import errors
 from vae_core.condition import ClassConditionConfig
+from vae_core.encoders.pretrained import PretrainedEncoderConfig, with_architecture
 from vae_core.errors import LatentbitsError, Misuse
 from vae_core.model import CONFIG_FILE, WEIGHTS_FILE, Composition, VAEConfig
 
@@ -49,6 +50,9 @@ def pretrain(
     """
     source = Artifact.open(shards, "shards")
     config.require_shares(source.manifest.statistics["documents"])
+    _require_gathered(model, config)
+    if isinstance(model.encoder, PretrainedEncoderConfig):
+        model = model.model_copy(update={"encoder": with_architecture(model.encoder)})
     settings = {"model": model.model_dump(mode="json"), "pretrain": _settings(config)}
     plan = Plan(kind="model", config=settings, inputs=(source.as_input("shards"),))
     draft = begin(out, plan, overwrite=overwrite)
@@ -65,6 +69,12 @@ def pretrain(
     kept = ("loss", "distortion", "rate", "active_units")
     statistics = {"steps": schedule.steps, "documents": schedule.documents} | {name: last[name] for name in kept}
     return draft.finish(parts, statistics, tracking.run_id("pretrain"))
+
+
+def _require_gathered(model: Composition, config: PretrainConfig) -> None:
+    """Raise Misuse where a part is used outside its own forward, for which ZeRO 3 does not gather it."""
+    if config.zero_stage == 3 and model.attributes is not None:
+        raise Misuse("attributes read whole parts of the model, and ZeRO 3 cuts them up; set pretrain.zero_stage to 2")
 
 
 def _settings(config: PretrainConfig) -> dict[str, Any]:

@@ -2,14 +2,19 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import BertConfig, BertModel
 
 from jobs.config import load_config, recipes
 from jobs.run import run
+from pipelines.artifact import Artifact
 from pipelines.training import METRICS
 from vae_core.errors import Misuse
+from vae_core.model import VAE
 
 SMALL_TERMS = ["model.encoder.width=32", "model.encoder.hidden=64", "model.encoder.heads=2"]
 SMALL_TOKENS = [*SMALL_TERMS, "model.encoder.layers=1", "model.decoder.width=32", "model.decoder.heads=2"]
@@ -21,6 +26,14 @@ SMALL = {
     "nvib": [*SMALL_TOKENS, "model.decoder.layers=1", "model.latent.dimensions=32"],
     "optimus-small": ["model.decoder.width=32", "model.decoder.heads=2", "model.latent.dimensions=8"],
 }
+QUICK = [
+    "pretrain.epochs=18",
+    "pretrain.batch_size=32",
+    "pretrain.learning_rate=0.01",
+    "pretrain.log_every=20",
+    "tokenize.subwords=400",
+    "tracking.enabled=false",
+]
 OF_DATA = {"default", "demo", "newsgroups"}
 """Recipes of a corpus, not of a model: the tests of the demo and of runs train them."""
 
@@ -42,14 +55,35 @@ def test_every_recipe_of_a_model_is_trained_here() -> None:
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("recipe", sorted(set(SMALL) - {"optimus-small"}))
 def test_a_recipe_trains_and_its_distortion_falls(recipe: str, tmp_path: Path) -> None:
-    settings = [f"corpus.files=[{json.dumps(str(corpus(tmp_path)))}]", f"out={json.dumps(str(tmp_path / 'run'))}"]
-    quick = ["pretrain.epochs=24", "pretrain.batch_size=32", "pretrain.learning_rate=0.01", "pretrain.log_every=20"]
-    config = load_config(recipe, [*settings, *quick, "tokenize.subwords=400", "tracking.enabled=false", *SMALL[recipe]])
+    trained(recipe, tmp_path, corpus(tmp_path), [])
+
+
+def trained(recipe: str, folder: Path, text: Path, more: list[str]) -> Artifact:
+    """The model of the recipe after 200 steps or more, which lowered the distortion and use z."""
+    settings = [f"corpus.files=[{json.dumps(str(text))}]", f"out={json.dumps(str(folder / 'run'))}", *QUICK]
+    config = load_config(recipe, [*settings, *SMALL[recipe], *more])
     model = run(config, last="pretrain").artifact("pretrain")
     lines = [json.loads(line) for line in (model.path / METRICS).read_text().splitlines()]
     assert model.manifest.statistics["steps"] >= 200
     assert lines[-1]["distortion"] < 0.97 * lines[0]["distortion"]
     assert lines[-1]["rate"] > 0.5
+    return model
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_recipe_with_a_pretrained_encoder_trains_and_its_model_opens_without_the_folder(tmp_path: Path) -> None:
+    text, folder = corpus(tmp_path), tmp_path / "bert"
+    bpe = Tokenizer(models.BPE(unk_token="[UNK]"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    bpe.train([str(text)], trainers.BpeTrainer(vocab_size=200, special_tokens=["[UNK]", "[CLS]", "[SEP]"]))
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    BertModel(BertConfig(vocab_size=bpe.get_vocab_size(), max_position_embeddings=64, **size)).save_pretrained(folder)
+    bpe.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"cls_token": "[CLS]", "sep_token": "[SEP]"}))
+    from_folder = [f"model.encoder.folder={folder}", f"tokenize.tokenizer={folder}/tokenizer.json"]
+    model = trained("optimus-small", tmp_path, text, from_folder)
+    shutil.rmtree(folder)
+    assert VAE.from_pretrained(model.path).encoder.width == 16
 
 
 def test_a_latent_without_codes_says_so_before_it_is_trained(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def html_diagnosis(diagnosis: dict[str, Any], space: Space | None) -> str:
         *(latent_space(space) if space else []),
         *_against_prior(diagnosis),
         *_components(diagnosis.get("components")),
+        *_probe(diagnosis.get("probe")),
     ]
     if diagnosis.get("code_health"):
         health = diagnosis["code_health"]
@@ -217,6 +218,30 @@ def _components(components: list[dict[str, Any]] | None) -> list[str]:
     said = f"{used} of {len(components)} components have a tenth of an equal share or more. Good: most of them"
     said += ", with words that go together." if worded else "."
     return ["<h2>Components of the prior</h2>", f"<p>{said}</p>", table]
+
+
+def _probe(found: dict[str, Any] | None) -> list[str]:
+    """Accuracy by number of labels."""
+    if not found:
+        return []
+    names = {"means": "posterior means", "bits": "bits", "tfidf": "TF-IDF by LSI"}
+    counts = [row["labelled"] for row in found["accuracy"]["means"]]
+    head = "".join(f'<th class="figure">{count:,} labels</th>' for count in counts)
+    rows = []
+    for key, rates in found["accuracy"].items():
+        cells = "".join(f'<td class="figure">{_percent(rate["mean"], rate["sd"])}</td>' for rate in rates)
+        rows.append(f"<tr><td>{names[key]}, {found['dimensions'][key]:,} numbers</td>{cells}</tr>")
+    said = (
+        f"Share of other documents, of {found['documents']:,} with one of {found['classes']:,} labels, that a linear "
+        f"classifier finds; mean and standard deviation of {found['draws']} draws. Good: above TF-IDF, most of all "
+        f"with few labels. The most frequent label alone: {100 * found['most_frequent']:.1f} %."
+    )
+    table = f"<table><tr><th>features</th>{head}</tr>{''.join(rows)}</table>"
+    return ["<h2>Labels from few examples</h2>", f"<p>{said}</p>", table]
+
+
+def _percent(mean: float, sd: float) -> str:
+    return f"{100 * mean:.1f} &plusmn; {100 * sd:.1f} %"
 
 
 def _row(name: str, value: str, good: str) -> str:

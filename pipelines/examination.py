@@ -52,6 +52,9 @@ class DiagnoseConfig(Config):
     entropy: float | None = Field(
         default=None, ge=0, description="of the corpus, nats a document, if known: adds the bound H - D on I(X; Z)"
     )
+    probe_draws: int = Field(
+        default=5, ge=0, description="of labelled documents that a classifier learns its labels from; 0: no classifier"
+    )
     seed: int = Field(default=0, description="of every draw")
 
 

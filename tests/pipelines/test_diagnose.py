@@ -12,6 +12,10 @@ import pyarrow as pa
 import pytest
 import torch
 from model_files import write_model
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from pipelines.artifact import Artifact, Draft, Plan, begin, record_part
 from pipelines.charts import ticks
@@ -25,7 +29,7 @@ from vae_core.errors import Misuse, Stale
 from vae_core.model import VAE, Composition
 
 DOCUMENTS = 120
-QUICK = DiagnoseConfig(documents=40, samples=8, permutations=49, components=3, batch_size=16)
+QUICK = DiagnoseConfig(documents=40, samples=8, permutations=49, components=3, batch_size=16, probe_draws=0)
 BAG = {"kind": "bag_of_words", "width": 16}
 COUNTS = {"kind": "bag_of_words", "weights": "counts", "length": None}
 GAUSSIAN = {"encoder": BAG, "latent": {"kind": "gaussian", "dimensions": 3}, "decoder": COUNTS}
@@ -147,7 +151,7 @@ def test_a_set_of_vectors_has_the_figures_that_are_defined_for_it(shards: Path, 
 
 def test_the_figures_are_those_of_the_model_alone(shards: Path, tmp_path: Path) -> None:
     folder = model_of("bits", shards)
-    found = diagnosis_of(diagnose(folder, shards, tmp_path / "out", DiagnoseConfig(permutations=49)))
+    found = diagnosis_of(diagnose(folder, shards, tmp_path / "out", DiagnoseConfig(permutations=49, probe_draws=0)))
     model, table = VAE.from_pretrained(folder).double(), all_documents(shards)
     rows = [table.slice(row, 1) for row in range(DOCUMENTS)]
     batches = [batch_of(row, tokens=False) for row in rows]
@@ -247,6 +251,38 @@ def test_a_posterior_that_is_the_prior_is_called_collapsed(shards: Path, tmp_pat
     assert found["information"]["upper"] == pytest.approx(0, abs=1e-6)
     assert found["prior"]["p_value"] > 0.02
     assert "has collapsed" in Page(made.path / "diagnosis.html").words
+
+
+PROBED = QUICK.model_copy(update={"documents": DOCUMENTS, "probe_draws": 3})
+
+
+def test_labels_are_learned_from_the_features_of_few_documents(shards: Path, tmp_path: Path) -> None:
+    """By scikit-learn on the same features too; a document of the shards has the words of its topic alone."""
+    folder = model_of("gaussian", shards)
+    made = diagnose(folder, shards, tmp_path / "out", PROBED)
+    found = diagnosis_of(made)["probe"]
+    assert (found["classes"], found["documents"], found["draws"]) == (2, DOCUMENTS - DOCUMENTS // 5, 3)
+    assert found["dimensions"] == {"means": 3, "bits": 3, "tfidf": 3}
+    assert [row["labelled"] for row in found["accuracy"]["means"]] == [10, 30]
+    assert [row["mean"] for row in found["accuracy"]["tfidf"]] == pytest.approx([1, 1], abs=0.02)
+    table = all_documents(shards)
+    rows = [row for row, labels in enumerate(table.column("labels").to_pylist()) if labels]
+    with torch.no_grad():
+        means = VAE.from_pretrained(folder).posterior(batch_of(table, tokens=False)).means[rows].numpy()
+    labels = [table.column("labels")[row].as_py()[0] for row in rows]
+    theirs = cross_val_score(make_pipeline(StandardScaler(), LogisticRegression()), means, labels, cv=10).mean()
+    assert found["accuracy"]["means"][1]["mean"] == pytest.approx(theirs, abs=0.15)
+    page = Page(made.path / "diagnosis.html")
+    assert "Labels from few examples" in page.words
+    assert f"{100 * found['accuracy']['bits'][1]['mean']:.1f}" in page.words
+
+
+def test_labels_that_the_model_is_told_or_that_are_too_few_are_not_learned(shards: Path, tmp_path: Path) -> None:
+    assert diagnosis_of(diagnose(model_of("sequence", shards), shards, tmp_path / "told", PROBED))["probe"] is None
+    few = PROBED.model_copy(update={"documents": 20})
+    made = diagnose(model_of("gaussian", shards), shards, tmp_path / "few", few)
+    assert diagnosis_of(made)["probe"] is None
+    assert "few examples" not in Page(made.path / "diagnosis.html").words
 
 
 def test_an_entropy_that_is_known_bounds_the_information_from_below(shards: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ texts, T places, C classes, D width, V tokens.
 
 from dataclasses import replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -31,6 +31,7 @@ KERNEL = 3
 class AttributesConfig(Config):
     """Weights of the losses beside the VAE's, and what they are computed on; with every weight 0 nothing is added."""
 
+    kind: Literal["discriminator"] = "discriminator"
     code: float = Field(default=1.0, ge=0, description="weight of generated texts showing their class (lambda_c)")
     latent: float = Field(default=0.1, ge=0, description="weight of z being found in generated texts (lambda_z)")
     labelled: float = Field(default=1.0, ge=0, description="weight of the discriminator's loss on documents' classes")

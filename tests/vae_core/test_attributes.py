@@ -257,7 +257,7 @@ def test_a_batch_without_known_classes_gives_the_discriminator_a_gradient_of_zer
     """Workers that reduce gradients together need one of every parameter, whatever their documents."""
     model = model_of(attributes=PARTS["attributes"] | NOTHING | {"labelled": 1})
     terms = model.train()(labelled_batch(torch.full((8,), -1)))
-    assert float(terms.beside) == 0
+    assert float(terms.beside.detach()) == 0
     terms.beside.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.attributes.parameters())
 

@@ -38,7 +38,7 @@ class AttributesConfig(Config):
     generated: float = Field(default=0.1, ge=0, description="weight of its loss on generated texts (lambda_u)")
     entropy: float = Field(default=0.1, ge=0, description="weight in the latter of how unsure it is (beta)")
     temperature: float = Field(
-        default=0.1, gt=0, description="of generated tokens at the end of training, which begins at 1"
+        default=0.3, gt=0, description="of generated tokens at the end of training, which begins at 1"
     )
     length: int = Field(default=16, ge=1, le=32, description="tokens of a generated text")
     texts: int = Field(default=64, ge=1, description="generated in a step")

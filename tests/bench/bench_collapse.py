@@ -92,7 +92,8 @@ def _figures(model: Artifact, sentences: Path) -> dict[str, Any]:
     """Of the first HELD_OUT sentences of a file."""
     tokenizer, vae = Tokenizer.load(model.path), VAE.from_pretrained(model.path)
     rows = [json.loads(line) for line in sentences.read_text().splitlines()[:HELD_OUT]]
-    table = tokenizer.table([Document(row["id"], row["text"], [], {}, sentences.name, n) for n, row in enumerate(rows, 1)])
+    documents = [Document(row["id"], row["text"], [], {}, sentences.name, n) for n, row in enumerate(rows, 1)]
+    table = tokenizer.table(documents)
     batches = [batch_of(table.slice(start, 32), tokens=True) for start in range(0, len(table), 32)]
     examined = examine(vae, batches, MEASURED, likelihood=True, advance=lambda _: None)
     figures = plane_figures(examined) | information_figures(vae, examined, MEASURED)

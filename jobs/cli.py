@@ -4,16 +4,16 @@ import errno
 import json
 import os
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from jobs.model_commands import diagnose, generate
+from jobs.options import Json, Out, Overwrite, Set, print_json, working
 from vae_core.errors import LatentbitsError, Misuse
 
 if TYPE_CHECKING:
-    from jobs.console import Bar, Lines
     from pipelines.artifact import Artifact
     from pipelines.tracking import Tracker
 
@@ -26,10 +26,6 @@ app = typer.Typer(
     help="Train binary hash codes for your own texts, and search them.\n\n"
     "Start with `latentbits demo`; then `latentbits run newsgroups --set corpus.files=[ng20.parquet]`.",
 )
-Out = Annotated[Path, typer.Option("--out", help="Folder to write the artifact to.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change one setting; may be repeated.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that was made from something else.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
 Id = Annotated[str | None, typer.Option("--id", help="Field that names a document.")]
 Text = Annotated[str | None, typer.Option("--text", help="Field that holds the text, if it is not 'text'.")]
 Labels = Annotated[str | None, typer.Option("--labels", help="Field that holds labels.")]
@@ -83,7 +79,7 @@ def demo(
 
     Example: `latentbits demo --out runs/demo`
     """
-    with _working() as progress:
+    with working() as progress:
         from jobs.demo import print_demo, run_demo
 
         made = run_demo(out, settings or [], limit=limit, overwrite=overwrite, progress=progress)
@@ -104,7 +100,7 @@ def run(
 
     Example: `latentbits run newsgroups --set corpus.files=[ng20.parquet] --out runs/news`
     """
-    with _working() as progress:
+    with working() as progress:
         from jobs import tables
         from jobs.config import load_config
         from jobs.run import run as run_stages
@@ -112,7 +108,7 @@ def run(
         loaded = load_config(config, [*(settings or []), *([_out(out)] if out else [])])
         result = run_stages(loaded, first=first, last=last, overwrite=overwrite, progress=progress)
     if as_json:
-        _print_json(tables.run_facts(result))
+        print_json(tables.run_facts(result))
     else:
         tables.print_run(result, loaded.out)
 
@@ -133,7 +129,7 @@ def tokenize(
 
     Example: `latentbits tokenize 'docs/*.jsonl' --id url --out runs/mine/shards`
     """
-    with _working() as progress:
+    with working() as progress:
         from jobs.config import load_config
         from jobs.run import run_stage
         from pipelines.tokenize import tokenize as tokenize_files
@@ -161,7 +157,7 @@ def pretrain(
 
     Example: `latentbits pretrain runs/mine/shards --out runs/mine/model --set model.latent.bits=128`
     """
-    with _working() as progress:
+    with working() as progress:
         from jobs.config import load_config
         from jobs.run import run_stage
         from pipelines.pretrain import pretrain as train_model
@@ -193,7 +189,7 @@ def encode(
 
     Example: `latentbits encode runs/mine/model 'more/*.jsonl.zst' --id url --out more/codes`
     """
-    with _working() as progress:
+    with working() as progress:
         from jobs.config import load_config
         from jobs.run import run_stage
         from pipelines.encode import encode as encode_documents
@@ -228,7 +224,7 @@ def index(
 
     Example: `latentbits index runs/mine/codes --out runs/mine/index`
     """
-    with _working() as progress:
+    with working() as progress:
         from jobs.config import load_config
         from jobs.run import run_stage
         from pipelines.index import index as build_index
@@ -277,7 +273,7 @@ def query(
     if found["known_words"] == 0:
         typer.echo("the model knows no word of this query: the hits mean nothing", err=True)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         tables.print_hits(found)
 
@@ -294,7 +290,7 @@ def evaluate(
 
     Example: `latentbits evaluate runs/demo`
     """
-    with _working() as progress:
+    with working() as progress:
         from jobs.config import load_config
         from jobs.run import run as run_stages
 
@@ -302,109 +298,13 @@ def evaluate(
         result = run_stages(loaded, first="evaluate", overwrite=overwrite, progress=progress)
     report = result.artifact("evaluate").path
     if as_json:
-        _print_json(json.loads((report / "report.json").read_text()))
+        print_json(json.loads((report / "report.json").read_text()))
     else:
         typer.echo(f"{report / 'report.html'}\n{report / 'report.json'}")
 
 
-@app.command()
-def diagnose(
-    model: Annotated[Path, typer.Argument(help="Folder that `pretrain` wrote.")],
-    shards: Annotated[Path, typer.Argument(help="Folder that `tokenize` wrote: the documents to look at.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the page; without it, `diagnosis` beside the model.")
-    ] = None,
-    compare: Annotated[
-        list[Path] | None, typer.Option("--compare", metavar="MODEL", help="Another model; may be repeated.")
-    ] = None,
-    settings: Set = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """What a model learned: likelihood, rate and distortion, information, active units, and its latent space as plots.
-
-    Example: `latentbits diagnose runs/demo/model runs/demo/shards --compare runs/other/model`
-    """
-    with _working() as progress:
-        from jobs import tables
-        from jobs.config import load_config
-        from jobs.run import run_stage
-        from pipelines.diagnose import diagnose as diagnose_model
-
-        config, place, others = load_config(None, settings or []), out or model.absolute().parent / "diagnosis", compare
-
-        def make(_: "Tracker") -> "Artifact":
-            how, beside = config.diagnose, others or []
-            return diagnose_model(model, shards, place, how, compare=beside, overwrite=overwrite, progress=progress)
-
-        made = run_stage("diagnose", place, config.tracking, make)
-    found = json.loads((made.path / "diagnosis.json").read_text())
-    if as_json:
-        _print_json(found)
-    else:
-        tables.print_diagnosis(found, made.path / "diagnosis.html")
-
-
-@app.command()
-def generate(
-    model: Annotated[Path, typer.Argument(help="Folder that `pretrain` wrote.")],
-    count: Annotated[int | None, typer.Option("--count", min=1, help="How many samples; 5 unless given.")] = None,
-    reconstruct: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Write this text's code out again; may be repeated.")
-    ] = None,
-    interpolate: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="TEXT TEXT", help="Write what lies between two texts.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=2, help="Texts on the way, both ends too; 5 unless given.")] = None,
-    component: Annotated[int | None, typer.Option(help="Draw from this component of the prior alone.")] = None,
-    of: Annotated[str | None, typer.Option("--class", metavar="NAME", help="Tell the model this class.")] = None,
-    opening: Annotated[str | None, typer.Option(metavar="TEXT", help="Tell the model how the samples open.")] = None,
-    topics: Annotated[bool, typer.Option("--topics", help="The top words of each component.")] = False,
-    bits: Annotated[bool, typer.Option("--bits", help="The words that each bit raises and lowers.")] = False,
-    words: Annotated[int, typer.Option(min=1, help="How many top words.")] = 10,
-    sampled: Annotated[
-        bool | None,
-        typer.Option("--sampled/--greedy", help="Draw tokens, as samples do unless told; or take the most probable."),
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Below 1: safer tokens. Above: bolder ones.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=1e-9, max=1.0, help="Draw among the fewest tokens with this much probability.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same texts.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Texts from a model: samples, reconstructions, what lies between two texts; and its components and bits as words.
-
-    Example: `latentbits generate runs/demo/model --reconstruct "parse a date" --reconstruct "sort a list"`
-    """
-    from jobs import tables
-    from jobs.generate import Request, answer
-
-    request = Request(
-        count=count,
-        reconstruct=tuple(reconstruct or ()),
-        interpolate=interpolate,
-        steps=steps,
-        component=component,
-        of=of,
-        opening=opening,
-        topics=topics,
-        bits=bits,
-        words=words,
-        sampled=sampled,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-    )
-    made = answer(model, request)
-    if "sampling" in made and not made["writes_text"]:
-        typer.echo("this model's decoder writes no text; these are the words it finds most typical", err=True)
-    if as_json:
-        _print_json(made)
-    else:
-        tables.print_generated(made)
+app.command()(diagnose)
+app.command()(generate)
 
 
 @app.command()
@@ -422,7 +322,7 @@ def inspect(
 
     facts = describe(path, verify=verify)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         tables.print_description(facts)
 
@@ -440,17 +340,11 @@ def doctor(as_json: Json = False) -> None:
 
     findings = examine()
     if as_json:
-        _print_json({"findings": [asdict(finding) for finding in findings]})
+        print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         tables.print_findings(findings)
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
-
-
-def _working() -> "AbstractContextManager[Bar | Lines]":
-    from jobs.console import working
-
-    return working()
 
 
 def _out(folder: Path) -> str:
@@ -469,16 +363,12 @@ def _report(artifact: Any, as_json: bool) -> None:
     facts = {"path": str(artifact.path), "kind": artifact.manifest.kind, "fingerprint": artifact.fingerprint}
     facts["statistics"] = artifact.manifest.statistics
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         numbers = ", ".join(
             f"{name} {value:,}" for name, value in facts["statistics"].items() if isinstance(value, int)
         )
         typer.echo(f"{artifact.path}: {artifact.manifest.kind} {artifact.fingerprint} ({numbers})")
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -1,0 +1,28 @@
+"""Options that several commands have, and how all of them show work and print for programs."""
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from jobs.console import Bar, Lines
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to write the artifact to.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change one setting; may be repeated.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that was made from something else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+
+
+def working() -> "AbstractContextManager[Bar | Lines]":
+    """Progress on stderr while the block runs, as a bar or as lines."""
+    from jobs.console import working
+
+    return working()
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False))

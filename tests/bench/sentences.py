@@ -1,4 +1,4 @@
-"""Real sentences for the studies of language models: those of 20 Newsgroups, or of docstrings where it is not here."""
+"""Real sentences and passages for the studies of language models: of 20 Newsgroups, or of docstrings without it."""
 
 import json
 import random
@@ -26,9 +26,23 @@ def write_sentences(folder: Path, *, train: int, held_out: int, longest: int = 2
             words = WORDS.findall(sentence)
             if 6 <= len(words) <= longest:
                 sentences[number % 5 != 0].setdefault(" ".join(words).lower())
+    return _written(folder, sentences, train, held_out)
+
+
+def write_passages(folder: Path, *, train: int, held_out: int, words: int) -> tuple[Path, Path]:
+    """Two jsonl files of passages of 30 to `words` words, otherwise like `write_sentences`."""
+    found: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for number, text in enumerate(_texts(folder)):
+        for start in range(0, len(every := WORDS.findall(text)), 2 * words):
+            if len(every) - start >= 30:
+                found[number % 5 != 0].setdefault(" ".join(every[start : start + words]).lower())
+    return _written(folder, found, train, held_out)
+
+
+def _written(folder: Path, found: dict[bool, dict[str, None]], train: int, held_out: int) -> tuple[Path, Path]:
     files = (folder / "train.jsonl", folder / "held_out.jsonl")
     for path, own, count in zip(files, (True, False), (train, held_out), strict=True):
-        chosen = sorted(sentences[own])
+        chosen = sorted(found[own])
         random.Random(0).shuffle(chosen)
         rows = enumerate(chosen[:count])
         path.write_text("".join(json.dumps({"id": f"s{n}", "text": text}) + "\n" for n, text in rows))

@@ -25,6 +25,7 @@ from vae_core.condition import ClassConditionConfig
 from vae_core.encoders.pretrained import PretrainedEncoderConfig, with_architecture
 from vae_core.errors import LatentbitsError, Misuse
 from vae_core.model import CONFIG_FILE, WEIGHTS_FILE, Composition, VAEConfig
+from vae_core.objectives.fitting import require_fitting
 
 RESTARTS = 3
 MOST_CLASSES = 10_000
@@ -51,6 +52,8 @@ def pretrain(
     source = Artifact.open(shards, "shards")
     config.require_shares(source.manifest.statistics["documents"])
     _require_gathered(model, config)
+    for phase in config.all_phases:
+        require_fitting(model, phase.objective, config.samples)
     if isinstance(model.encoder, PretrainedEncoderConfig):
         model = model.model_copy(update={"encoder": with_architecture(model.encoder)})
     settings = {"model": model.model_dump(mode="json"), "pretrain": _settings(config)}

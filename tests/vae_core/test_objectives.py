@@ -14,7 +14,7 @@ from vae_core.errors import Misuse
 from vae_core.latents import GaussianConfig, GaussianLatent
 from vae_core.latents.bernoulli_mixture import BernoulliMixturePosterior
 from vae_core.mmd import mmd_squared
-from vae_core.model import Terms
+from vae_core.model import Composition, Terms
 from vae_core.objectives import (
     UNWEIGHTED,
     Annealing,
@@ -27,6 +27,7 @@ from vae_core.objectives import (
     ascended,
     loss,
 )
+from vae_core.objectives.fitting import require_fitting
 
 KL = [[0.5, 2.0, 0.0], [3.0, 0.25, 1.0]]
 LOG_PX = [[-10.0, -20.0], [-14.0, -24.0]]
@@ -290,6 +291,32 @@ def test_importance_weighting_needs_samples_that_carry_a_gradient() -> None:
 def test_shares_above_one_are_refused(field: str) -> None:
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         Objective.model_validate({field: 1.5})
+
+
+UNFIT = [
+    ({"kind": "gaussian"}, {"dispersion": 0.5}, "objective.dispersion is about a mixture's components"),
+    ({"kind": "bernoulli"}, {"component_information": 1}, "objective.component_information is about a mixture's"),
+    ({"kind": "bernoulli"}, {"rate": {"kind": "importance_weighted"}}, "those of a bernoulli latent do not"),
+    ({"kind": "bernoulli", "estimator": {"kind": "score_function"}}, {}, "set pretrain.samples to 2 or more"),
+]
+
+
+@pytest.mark.parametrize(("latent", "objective", "said"), UNFIT)
+def test_an_objective_without_meaning_for_the_latent_is_misuse(latent: dict, objective: dict, said: str) -> None:
+    with pytest.raises(Misuse, match=said):
+        require_fitting(Composition.model_validate({"latent": latent}), Objective.model_validate(objective), samples=1)
+
+
+def test_objectives_that_fit_are_let_through() -> None:
+    mixture = Composition.model_validate({"latent": {"kind": "gaussian_mixture"}})
+    require_fitting(mixture, Objective.model_validate({"dispersion": 1, "component_information": 1, "mmd": 1}), 1)
+    require_fitting(mixture, Objective.model_validate({"rate": {"kind": "importance_weighted"}}), 8)
+
+
+def test_mmd_of_a_set_is_misuse() -> None:
+    parts = {"latent": {"kind": "nonparametric"}, "decoder": {"kind": "denoising_attention"}}
+    with pytest.raises(Misuse, match="objective.mmd compares vectors"):
+        require_fitting(Composition.model_validate(parts), Objective(mmd=1), samples=1)
 
 
 MISSPELT: list[tuple[dict, str]] = [({"nats": 1}, "nats"), ({"kind": "minimum_rate"}, "nats")]

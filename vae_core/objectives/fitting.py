@@ -1,0 +1,30 @@
+"""Which objectives a model can be trained with: found out before training, not in its first step."""
+
+from vae_core.errors import Misuse
+from vae_core.estimators import ScoreFunction
+from vae_core.latents import BernoulliMixtureConfig, GaussianConfig, GaussianMixtureConfig, NonparametricConfig
+from vae_core.model import Composition
+from vae_core.objectives import ImportanceWeighted, Objective
+
+MIXTURES = BernoulliMixtureConfig | GaussianMixtureConfig
+REAL = GaussianConfig | GaussianMixtureConfig
+
+
+def require_fitting(model: Composition, objective: Objective, samples: int) -> None:
+    """Raise Misuse where a setting of the objective has no meaning for the model's latent, or too few samples."""
+    latent = model.latent
+    for name in ("dispersion", "component_information"):
+        if getattr(objective, name) and not isinstance(latent, MIXTURES):
+            raise Misuse(
+                f"objective.{name} is about a mixture's components, and a {latent.kind} latent has none; "
+                f"set it to 0, or latent.kind to bernoulli_mixture or gaussian_mixture"
+            )
+    if objective.mmd and isinstance(latent, NonparametricConfig):
+        raise Misuse("objective.mmd compares vectors, and the z of a nonparametric latent is a set; set it to 0")
+    if isinstance(objective.rate, ImportanceWeighted) and not isinstance(latent, REAL):
+        raise Misuse(
+            f"objective.rate importance_weighted needs samples that carry a gradient, and those of a {latent.kind} "
+            f"latent do not; set latent.kind to gaussian or gaussian_mixture"
+        )
+    if isinstance(getattr(latent, "estimator", None), ScoreFunction) and samples < 2:
+        raise Misuse("the score function compares a document's samples; set pretrain.samples to 2 or more")

@@ -315,7 +315,7 @@ def test_objectives_that_fit_are_let_through() -> None:
 
 def test_mmd_of_a_set_is_misuse() -> None:
     parts = {"latent": {"kind": "nonparametric"}, "decoder": {"kind": "denoising_attention"}}
-    with pytest.raises(Misuse, match="objective.mmd compares vectors"):
+    with pytest.raises(Misuse, match=r"objective\.mmd compares vectors"):
         require_fitting(Composition.model_validate(parts), Objective(mmd=1), samples=1)
 
 

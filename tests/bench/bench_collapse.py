@@ -24,7 +24,7 @@ from pipelines.tokenizer import Tokenizer
 from tests.bench.sentences import write_sentences
 from vae_core.model import VAE, Composition
 
-SENTENCES, HELD_OUT, TOKENS = 20_000, 1000, 48
+SENTENCES, HELD_OUT, TOKENS = 12_000, 1000, 48
 DIMENSIONS, TARGET = 16, 6.0
 MEASURED = DiagnoseConfig(documents=HELD_OUT, samples=20)
 MODEL = {
@@ -62,7 +62,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "aggressive": (
         {
             "phases": [
-                {"share": 0.1, "objective": PLAIN, "aggressive": {"most": 30, "window": 5, "checks": 5}},
+                {"share": 0.1, "objective": PLAIN, "aggressive": {"most": 15, "window": 5, "checks": 5}},
                 {"share": 0.9, "objective": PLAIN},
             ]
         },

@@ -34,6 +34,7 @@ QUICK = [
     "tokenize.subwords=400",
     "tracking.enabled=false",
 ]
+SENTENCES = "gaussian-sentence-vae"
 OF_DATA = {"default", "demo", "newsgroups"}
 """Recipes of a corpus, not of a model: the tests of the demo and of runs train them."""
 
@@ -53,21 +54,30 @@ def test_every_recipe_of_a_model_is_trained_here() -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("recipe", sorted(set(SMALL) - {"optimus-small"}))
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "hash-mixture",
+        "nvib",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("categorical", "dgm", SENTENCES)),
+    ],
+)
 def test_a_recipe_trains_and_its_distortion_falls(recipe: str, tmp_path: Path) -> None:
-    trained(recipe, tmp_path, corpus(tmp_path), [])
+    assert_learned(trained(recipe, tmp_path, corpus(tmp_path), []))
 
 
 def trained(recipe: str, folder: Path, text: Path, more: list[str]) -> Artifact:
-    """The model of the recipe after 200 steps or more, which lowered the distortion and use z."""
     settings = [f"corpus.files=[{json.dumps(str(text))}]", f"out={json.dumps(str(folder / 'run'))}", *QUICK]
     config = load_config(recipe, [*settings, *SMALL[recipe], *more])
-    model = run(config, last="pretrain").artifact("pretrain")
+    return run(config, last="pretrain").artifact("pretrain")
+
+
+def assert_learned(model: Artifact) -> None:
+    """It took 200 steps or more, which lowered the distortion, and z is used."""
     lines = [json.loads(line) for line in (model.path / METRICS).read_text().splitlines()]
     assert model.manifest.statistics["steps"] >= 200
     assert lines[-1]["distortion"] < 0.97 * lines[0]["distortion"]
     assert lines[-1]["rate"] > 0.5
-    return model
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -82,6 +92,7 @@ def test_the_recipe_with_a_pretrained_encoder_trains_and_its_model_opens_without
     (folder / "tokenizer_config.json").write_text(json.dumps({"cls_token": "[CLS]", "sep_token": "[SEP]"}))
     from_folder = [f"model.encoder.folder={folder}", f"tokenize.tokenizer={folder}/tokenizer.json"]
     model = trained("optimus-small", tmp_path, text, from_folder)
+    assert_learned(model)
     shutil.rmtree(folder)
     assert VAE.from_pretrained(model.path).encoder.width == 16
 

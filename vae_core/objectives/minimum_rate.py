@@ -19,7 +19,7 @@ class MinimumRate(Config):
     kind: Literal["minimum_rate"] = "minimum_rate"
     nats: float = Field(gt=0, description="the least mean KL of a document")
     ascent: float = Field(default=0.1, gt=0, description="step of the logit of m when all of the rate is missing")
-    damping: float = Field(default=1.0, ge=0, description="further weight on the share of the rate that is missing")
+    damping: float = Field(default=5.0, ge=0, description="further weight on the share of the rate that is missing")
     memory: float = Field(default=0.9, ge=0, lt=1, description="of the running mean of the rate")
 
 

@@ -115,7 +115,7 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_brings_the_nearest_and_all() -> None:
-    with pytest.raises(Misuse, match=r"no file newsgroup and no recipe.*nearest recipe: newsgroups; recipes: categorical"):
+    with pytest.raises(Misuse, match=r"no file newsgroup and no recipe.*nearest recipe: newsgroups; recipes: cat"):
         load_config("newsgroup")
 
 

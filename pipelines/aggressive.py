@@ -3,6 +3,7 @@
 It keeps q(z | x) close to p(z | x) while the decoder is young, and ends for good once I(z; x) falls.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +27,7 @@ class Lag:
     """Whether the inference network still lags behind, and I(z; x) in nats when it was last measured."""
 
     behind: bool = True
-    information: float = 0.0
+    information: float = -math.inf
 
 
 def aggressive_step(run: PhaseRun, settings: Aggressive, lag: Lag, step: int, rows: NDArray[np.int64]) -> None:
@@ -43,8 +44,8 @@ def aggressive_step(run: PhaseRun, settings: Aggressive, lag: Lag, step: int, ro
 
 def looked_at(run: PhaseRun, settings: Aggressive, lag: Lag, step: int) -> Lag:
     """The lag after `step`: over for good if I(z; x), measured where a check is due, has fallen. Collective."""
-    done, before = (int(run.schedule.progress_after(at) * settings.checks) for at in (step, step - 1))
-    if not lag.behind or done == before:
+    before, after = run.schedule.progress(step), run.schedule.progress_after(step)
+    if not lag.behind or int(before * settings.checks) == int(after * settings.checks):
         return lag
     information = _information(run, settings.documents)
     return replace(lag, behind=information >= lag.information, information=information)

@@ -199,7 +199,7 @@ class ScriptedRun:
         self.losses, self.made = losses, 0
         self.job = SimpleNamespace(config=SimpleNamespace(batch_size=BATCH, seed=0))
         self.schedule = SimpleNamespace(
-            documents=DOCUMENTS, progress=lambda _: 0.5, progress_after=lambda step: (step + 1) / checks
+            documents=DOCUMENTS, progress=lambda step: step / checks, progress_after=lambda step: (step + 1) / checks
         )
 
     def minimise(self, rows: np.ndarray, progress: float) -> tuple[None, Loss]:
@@ -234,6 +234,18 @@ def test_the_lag_is_over_for_good_once_the_information_falls(monkeypatch: pytest
         behind.append(lag.behind)
     assert behind == [True, True, True, False, False, False]
     assert lag.information == 2.9
+
+
+def test_no_information_is_measured_at_the_first_step_of_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is learned the estimate is noise about 0, and a negative one would end it all."""
+    phases = (Phase(share=1), Phase(share=1))
+    schedule = Schedule.of(PretrainConfig(epochs=200, batch_size=10, phases=phases), documents=10)
+    looks: list[int] = []
+    monkeypatch.setattr(aggressive, "_information", lambda *_: looks.append(step) or -1e-3)
+    for step in range(200):
+        lag = looked_at(SimpleNamespace(schedule=schedule), Aggressive(checks=4), Lag(), step)
+        assert lag.behind
+    assert looks == [24, 49, 74, 99, 124, 149, 174, 199]
 
 
 def test_the_information_of_a_gaussian_posterior_is_between_nothing_and_the_most(

@@ -1,37 +1,25 @@
 """Codes without training, to measure a model's against at equal bits: signs of projected tf-idf vectors.
 
-Shapes: N documents, V terms, K bits, P pairs of a document and a term. For both methods the chance that a bit
+Shapes: N documents, V terms, K bits. For both methods the chance that a bit
 differs between two documents is the angle between their tf-idf vectors over pi (for SimHash nearly so).
 """
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from pipelines.tfidf import inverse_document_frequencies, tfidf
 from pipelines.vocabulary import Vocabulary
 from vae_core.codes import PackedCodes
 
 ROWS_AT_ONCE = 8192
-
-
-class WeightedTerms(NamedTuple):
-    """Document n has the terms `ids[offsets[n]:offsets[n + 1]]` with these weights."""
-
-    ids: NDArray[np.int64]
-    """(P,)"""
-    weights: NDArray[np.float32]
-    """(P,)"""
-    offsets: NDArray[np.int64]
-    """(N + 1,)"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,25 +62,3 @@ def sign_random_projection(vocabulary: Vocabulary, bits: int, seed: int = 0) -> 
     """Signs of Gaussian projections of the tf-idf vector; dividing it by its length would change no sign."""
     gaussian = np.random.default_rng(seed).standard_normal((len(vocabulary), bits), np.float32)
     return Projection(torch.from_numpy(gaussian), inverse_document_frequencies(vocabulary))
-
-
-def inverse_document_frequencies(vocabulary: Vocabulary) -> NDArray[np.float32]:
-    """ln(N / df) of each term, (V,)."""
-    frequencies = np.maximum(vocabulary.df, 1)
-    return np.log(max(vocabulary.documents, 1) / frequencies).astype(np.float32)
-
-
-def tfidf(table: pa.Table | pa.RecordBatch, idf_V: NDArray[np.float32]) -> WeightedTerms:
-    """The weights (1 + ln tf) ln(N / df) of each document's terms; `table` is in the shard schema."""
-    ids = _flat(table, "term_ids").astype(np.int64)
-    counts = _flat(table, "term_counts").astype(np.float32)
-    lengths = pc.list_value_length(table.column("term_ids")).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return WeightedTerms(ids, (1 + np.log(counts)) * idf_V[ids], offsets)
-
-
-def _flat(table: pa.Table | pa.RecordBatch, name: str) -> NDArray[np.unsignedinteger]:
-    column = table.column(name)
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
-    return np.concatenate(values) if values else np.empty(0, np.uint32)

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.preprocessing import normalize
 
-from pipelines.baselines import inverse_document_frequencies, sign_random_projection, simhash, tfidf
+from pipelines.baselines import sign_random_projection, simhash
+from pipelines.tfidf import inverse_document_frequencies, tfidf, unit_tfidf
 from pipelines.vocabulary import Vocabulary
 
 TERMS = 40
@@ -57,6 +59,9 @@ def test_tfidf_is_scikit_learns_without_its_one(seed: int) -> None:
     dense = np.zeros(counts.shape)
     dense[np.repeat(np.arange(len(counts)), np.diff(terms.offsets)), terms.ids] = terms.weights
     np.testing.assert_allclose(dense, dense_tfidf(counts), rtol=1e-5, atol=1e-5)
+    unit = normalize(dense_tfidf(counts))
+    rows = unit_tfidf(table_of(counts), inverse_document_frequencies(vocabulary_of(counts)))
+    np.testing.assert_allclose(rows.toarray(), unit, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", [simhash, sign_random_projection])

@@ -96,7 +96,7 @@ def run(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """All stages in order: tokenize, pretrain, encode, index, evaluate. What is up to date is skipped.
+    """All stages in order: tokenize, embed, pretrain, encode, index, evaluate. What is up to date is skipped.
 
     Example: `latentbits run newsgroups --set corpus.files=[ng20.parquet] --out runs/news`
     """
@@ -141,6 +141,35 @@ def tokenize(
             out,
             config.tracking,
             lambda _: tokenize_files(corpus, out, config.tokenize, overwrite=overwrite, progress=progress),
+        )
+    _report(made, as_json)
+
+
+@app.command()
+def embed(
+    shards: Annotated[Path, typer.Argument(help="Folder that `tokenize` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a Hugging Face sentence encoder, with model.safetensors.")],
+    out: Out,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """A sentence encoder's vector of every document, for a model or a graph to read beside the words.
+
+    Example: `latentbits embed runs/mine/shards ./all-MiniLM-L6-v2 --out runs/mine/embeddings`
+    """
+    with working() as progress:
+        from jobs.config import load_config
+        from jobs.run import run_stage
+        from pipelines.embed import embed as embed_documents
+
+        config = load_config(None, settings or [])
+        how = config.embed.model_copy(update={"folder": folder})
+        made = run_stage(
+            "embed",
+            out,
+            config.tracking,
+            lambda _: embed_documents(shards, out, how, overwrite=overwrite, progress=progress),
         )
     _report(made, as_json)
 

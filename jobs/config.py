@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from jobs.config_errors import message
 from pipelines.corpus import CorpusConfig
+from pipelines.embed import EmbedConfig
 from pipelines.encode import EncodeConfig
 from pipelines.evaluate import EvaluateConfig
 from pipelines.examination import DiagnoseConfig
@@ -46,6 +47,7 @@ class RunConfig(Config):
     corpus: CorpusConfig = CorpusConfig()
     queries: QueriesConfig | None = None
     tokenize: TokenizeConfig = TokenizeConfig()
+    embed: EmbedConfig = EmbedConfig()
     model: Composition = Composition()
     pretrain: PretrainConfig = PretrainConfig()
     encode: EncodeConfig = EncodeConfig()

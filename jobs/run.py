@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jobs.config import RunConfig, TrackingConfig
 from pipelines.artifact import MANIFEST, Artifact, flat
+from pipelines.embed import embed
 from pipelines.encode import encode
 from pipelines.evaluate import evaluate
 from pipelines.index import index
@@ -19,9 +20,15 @@ from pipelines.tracking import NoTracking, Tracker, Tracking, sqlite_uri
 from vae_core.errors import Misuse
 from vae_core.latents import SETS
 
-STAGES = ("tokenize", "pretrain", "encode", "index", "evaluate")
-READS = {"pretrain": ("shards",), "encode": ("shards", "model"), "index": ("codes",), "evaluate": ("index", "model")}
-"""The folders that a stage reads, of those that earlier stages write."""
+STAGES = ("tokenize", "embed", "pretrain", "encode", "index", "evaluate")
+READS = {
+    "embed": ("shards",),
+    "pretrain": ("shards",),
+    "encode": ("shards", "model"),
+    "index": ("codes",),
+    "evaluate": ("index", "model"),
+}
+"""The folders that a stage reads, of those that earlier stages always write."""
 SENDING_S = 30.0
 """How long a finished run waits for the tracking server to take the rest."""
 
@@ -62,6 +69,8 @@ def run(
     what an earlier one makes, and for a stale artifact, and what the stages raise.
     """
     chosen = _chosen(first, last)
+    if not any(_has_work(stage, config) for stage in chosen):
+        raise Misuse(f"nothing asks for {chosen[0]}; set {chosen[0]}.folder")
     _require_codes(config, chosen)
     _require_origins(config, chosen)
     tracking = _tracker(config.tracking, config.out, config.out.resolve().parent)
@@ -71,7 +80,7 @@ def run(
     try:
         with shared_cluster():
             for stage, folder, make in stages:
-                if stage in chosen:
+                if stage in chosen and _has_work(stage, config):
                     done.append(_timed(stage, config.out / folder, make, tracking))
         failed = False
     finally:
@@ -101,10 +110,15 @@ def _chosen(first: str, last: str) -> tuple[str, ...]:
     return chosen
 
 
+def _has_work(stage: str, config: RunConfig) -> bool:
+    """Whether the config asks for this stage; what it does not ask for is left out of the run."""
+    return stage != "embed" or config.embed.folder is not None
+
+
 def _require_codes(config: RunConfig, chosen: tuple[str, ...]) -> None:
     """Raise Misuse where a model is to be encoded with that has no codes, before it is trained."""
     kind = config.model.latent.kind
-    if kind in SETS and chosen[0] in STAGES[:2] and STAGES.index(chosen[-1]) >= STAGES.index("encode"):
+    if kind in SETS and "pretrain" in chosen and STAGES.index(chosen[-1]) >= STAGES.index("encode"):
         raise Misuse(f"a {kind} latent has no codes to encode and search; end the run with --until pretrain")
 
 
@@ -130,6 +144,9 @@ def _stages(
     def make_shards(out: Path) -> Artifact:
         return tokenize(config.corpus, out, config.tokenize, overwrite=overwrite, progress=progress)
 
+    def make_embeddings(out: Path) -> Artifact:
+        return embed(shards, out, config.embed, overwrite=overwrite, progress=progress)
+
     def make_model(out: Path) -> Artifact:
         how, parts = config.pretrain, config.model
         return pretrain(shards, out, parts, how, overwrite=overwrite, progress=progress, tracking=tracking)
@@ -147,6 +164,7 @@ def _stages(
 
     return [
         ("tokenize", "shards", make_shards),
+        ("embed", "embeddings", make_embeddings),
         ("pretrain", "model", make_model),
         ("encode", "codes", make_codes),
         ("index", "index", make_index),

@@ -108,7 +108,8 @@ def test_stages_outside_the_chosen_ones_are_not_made(tiny: Tiny, tmp_path: Path)
     [
         ("encode", "evaluate", r"encode reads .*shards, which is not there"),
         ("evaluate", "evaluate", r"evaluate reads .*index, which is not there"),
-        ("encod", "evaluate", "no stage 'encod'; the stages are tokenize, pretrain, encode, index, evaluate"),
+        ("encod", "evaluate", "no stage 'encod'; the stages are tokenize, embed, pretrain, encode, index, evaluate"),
+        ("embed", "embed", r"nothing asks for embed; set embed\.folder"),
         ("index", "encode", "--from index comes after --until encode"),
     ],
 )
@@ -168,4 +169,4 @@ def test_too_little_memory_for_ray_is_said_before_it_starts(monkeypatch: pytest.
 
 
 def test_the_stages_are_those_that_the_command_line_promises() -> None:
-    assert STAGES == ("tokenize", "pretrain", "encode", "index", "evaluate")
+    assert STAGES == ("tokenize", "embed", "pretrain", "encode", "index", "evaluate")

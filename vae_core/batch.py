@@ -42,12 +42,14 @@ class Batch:
     """Documents twice: their tokens in order, and their terms with how often each occurs (`counts`, (N,)).
 
     `classes` (B,), where a conditional model reads them: each document's class by number, -1 if unknown.
+    `embeddings` (B, E), where an encoder joins them to the words: each document's vector from another model.
     """
 
     tokens: Ragged
     terms: Ragged
     counts: Tensor
     classes: Tensor | None = None
+    embeddings: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.terms.offsets) - 1
@@ -63,5 +65,6 @@ class Batch:
         return weights / squares.sqrt().clamp(min=1e-12)[self.terms.rows]
 
     def to(self, device: torch.device) -> "Batch":
-        classes = None if self.classes is None else self.classes.to(device)
-        return Batch(self.tokens.to(device), self.terms.to(device), self.counts.to(device), classes)
+        """The same documents on another device."""
+        classes, embeddings = (None if x is None else x.to(device) for x in (self.classes, self.embeddings))
+        return Batch(self.tokens.to(device), self.terms.to(device), self.counts.to(device), classes, embeddings)

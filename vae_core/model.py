@@ -69,6 +69,22 @@ class Composition(Config):
             raise ValueError("a set of vectors has no room for a condition; set condition to null")
         return self
 
+    @property
+    def joined(self) -> bool:
+        """Whether the encoder reads documents' embeddings beside their words."""
+        return self.encoder.kind != "pretrained" and self.encoder.joined
+
+    @model_validator(mode="after")
+    def _joined_fits(self) -> Self:
+        """An embedding is one vector of a whole document that was written by somebody else."""
+        if self.joined and reads_states(self.latent):
+            raise ValueError("a set of vectors has no one vector to join; set encoder.joined to false")
+        if self.joined and self.attributes is not None:
+            raise ValueError(
+                "attributes read texts that the model writes, which have no embedding; set joined to false"
+            )
+        return self
+
     @model_validator(mode="after")
     def _attributes_fit(self) -> Self:
         """Attributes are classes, of texts that one part writes and another reads token by token."""
@@ -90,10 +106,18 @@ class Composition(Config):
 
 
 class VAEConfig(Composition):
-    """A composition and the sizes of the vocabularies it reads, which follow from the corpus."""
+    """A composition and what follows from the corpus: sizes of vocabularies, and the width of its embeddings."""
 
     terms: int = Field(ge=1)
     tokens: int = Field(ge=1)
+    embeddings: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _joined_width(self) -> Self:
+        """Embeddings have a width where they are read."""
+        if self.joined and not self.embeddings:
+            raise ValueError("encoder.joined needs documents' embeddings, and there are none")
+        return self
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -141,7 +165,9 @@ class VAE(nn.Module):
         super().__init__()
         self.config = config
         states = reads_states(config.latent)
-        self.encoder = build_encoder(config.encoder, terms=config.terms, tokens=config.tokens, states=states)
+        self.encoder = build_encoder(
+            config.encoder, terms=config.terms, tokens=config.tokens, states=states, embeddings=config.embeddings
+        )
         self.condition = build_condition(config.condition, tokens=config.tokens) if config.condition else None
         told = self.condition.width if self.condition else 0
         self.latent = build_latent(config.latent, self.encoder.width + told)
@@ -231,6 +257,8 @@ class VAE(nn.Module):
             self.decoder.start_from(document_frequencies_V.double() * self.idf)
         if sample is not None and isinstance(self.encoder, TransformerEncoder) and self.encoder.position is None:
             self.encoder.start_from(sample, self.idf)
+        if sample is not None and not isinstance(self.encoder, PretrainedEncoder) and self.encoder.joined is not None:
+            self.encoder.joined.start_from(sample)
         if isinstance(self.encoder, PretrainedEncoder):
             self.encoder.start_from_folder()
 

@@ -29,19 +29,23 @@ EncoderConfig = Annotated[
 Encoder = TransformerEncoder | BagOfWordsEncoder | PretrainedEncoder
 
 
-def build_encoder(config: EncoderConfig, *, terms: int, tokens: int, states: bool = False) -> Encoder:
+def build_encoder(
+    config: EncoderConfig, *, terms: int, tokens: int, states: bool = False, embeddings: int = 0
+) -> Encoder:
     """The encoder that `config` describes, over vocabularies of `terms` words and `tokens` subwords.
 
-    With `states` its `forward` returns a vector for every id (`States`), otherwise one for each document.
+    `embeddings` is the width of the vectors that it joins to the words, where it does. With `states` its `forward`
+    returns a vector for every id (`States`), otherwise one for each document.
     Raises Misuse where the encoder has no vectors of single ids.
     """
     match config:
         case TransformerEncoderConfig():
-            return TransformerEncoder(config, terms if config.reads == "terms" else tokens, states=states)
+            vocabulary = terms if config.reads == "terms" else tokens
+            return TransformerEncoder(config, vocabulary, states=states, embeddings=embeddings)
         case BagOfWordsEncoderConfig() if states:
             raise Misuse("a bag_of_words encoder has no vector of each token; take the encoder kind transformer")
         case BagOfWordsEncoderConfig():
-            return BagOfWordsEncoder(config, terms)
+            return BagOfWordsEncoder(config, terms, embeddings=embeddings)
         case PretrainedEncoderConfig():
             return PretrainedEncoder(config, tokens, states=states)
         case _:

@@ -9,6 +9,7 @@ from torch.nn.functional import dropout, relu
 
 from vae_core.batch import Batch
 from vae_core.config import Config
+from vae_core.encoders.joined import JoinedEmbedding
 
 
 class BagOfWordsEncoderConfig(Config):
@@ -21,6 +22,9 @@ class BagOfWordsEncoderConfig(Config):
     width: int = Field(default=1000, ge=1, description="of the hidden layer")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="of the hidden layer")
     term_dropout: float = Field(default=0.6, ge=0, lt=1, description="share of a document's words unseen in a step")
+    joined: bool = Field(
+        default=False, description="read each document's embedding beside its words; the stage embed makes them"
+    )
 
 
 class BagOfWordsEncoder(nn.Module):
@@ -28,20 +32,22 @@ class BagOfWordsEncoder(nn.Module):
 
     reads_tokens = False
 
-    def __init__(self, config: BagOfWordsEncoderConfig, vocabulary: int) -> None:
+    def __init__(self, config: BagOfWordsEncoderConfig, vocabulary: int, *, embeddings: int = 0) -> None:
         super().__init__()
         self.config = config
         self.width = config.width
         self.weights = nn.EmbeddingBag(vocabulary, config.width, mode="sum")
         self.bias = _Bias(config.width)
         nn.init.normal_(self.weights.weight, std=0.095)
+        self.joined = JoinedEmbedding(embeddings, config.width) if config.joined else None
 
     def forward(self, batch: Batch, tfidf_N: Tensor, progress: float = 1.0) -> Tensor:
         """Hidden vectors, (B, width)."""
         del progress
         seen_N = dropout(self._weights(batch, tfidf_N), self.config.term_dropout, self.training)
         summed = self.weights(batch.terms.values, batch.terms.offsets[:-1], per_sample_weights=seen_N)
-        return dropout(relu(self.bias(summed)), self.config.dropout, self.training)
+        beside = 0.0 if self.joined is None else self.joined(batch)
+        return dropout(relu(self.bias(summed) + beside), self.config.dropout, self.training)
 
     def _weights(self, batch: Batch, tfidf_N: Tensor) -> Tensor:
         if self.config.weights == "tfidf":

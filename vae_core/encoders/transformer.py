@@ -12,6 +12,7 @@ from torch.nn.functional import dropout, relu
 
 from vae_core.batch import Batch, Ragged
 from vae_core.config import Config
+from vae_core.encoders.joined import JoinedEmbedding
 from vae_core.encoders.lsi import lsi_vectors
 from vae_core.encoders.segments import SegmentBlocks
 from vae_core.encoders.states import States, states_of
@@ -39,12 +40,17 @@ class TransformerEncoderConfig(Config):
     grow_after: float = Field(
         default=0.67, ge=0, le=1, description="share of training after which the blocks join; they start as identity"
     )
+    joined: bool = Field(
+        default=False, description="read each document's embedding beside its words; the stage embed makes them"
+    )
 
 
 class TransformerEncoder(nn.Module):
     """Blocks over segments of a document, a weighted mean over all of it, and one hidden layer."""
 
-    def __init__(self, config: TransformerEncoderConfig, vocabulary: int, *, states: bool = False) -> None:
+    def __init__(
+        self, config: TransformerEncoderConfig, vocabulary: int, *, states: bool = False, embeddings: int = 0
+    ) -> None:
         super().__init__()
         self.config = config
         self.reads_tokens = config.reads == "tokens"
@@ -57,6 +63,7 @@ class TransformerEncoder(nn.Module):
         self.hidden = None if states else nn.Linear(config.width, config.hidden)
         if self.hidden is not None:
             nn.init.normal_(self.hidden.weight, std=config.width**-0.5)
+        self.joined = JoinedEmbedding(embeddings, self.width) if config.joined else None
 
     def forward(self, batch: Batch, tfidf_N: Tensor, progress: float = 1.0) -> Tensor | States:
         """Hidden vectors, (B, width). An empty document has the same vector whatever else is in the batch.
@@ -67,7 +74,8 @@ class TransformerEncoder(nn.Module):
         x_ND = self._mixed(self.embedding(ids.values), ids, weights_N, progress)
         if self.hidden is None:
             return states_of(self.norm(x_ND), ids)
-        return dropout(self._pooled(self.hidden, x_ND, ids, weights_N), self.config.dropout, self.training)
+        beside = 0.0 if self.joined is None else self.joined(batch)
+        return dropout(self._pooled(self.hidden, x_ND, ids, weights_N, beside), self.config.dropout, self.training)
 
     def of_soft(self, ids: Ragged, tokens_NV: Tensor, weights_N: Tensor, progress: float = 1.0) -> Tensor:
         """Hidden vectors, (B, width), of texts whose tokens are probabilities, each place with a weight in (0, 1].
@@ -104,10 +112,12 @@ class TransformerEncoder(nn.Module):
             x_ND = x_ND + self.position(ids.positions % self.config.positions)
         return self.segments(x_ND, ids, weights_N) if progress >= self.config.grow_after else x_ND
 
-    def _pooled(self, hidden: nn.Linear, x_ND: Tensor, ids: Ragged, weights_N: Tensor) -> Tensor:
+    def _pooled(
+        self, hidden: nn.Linear, x_ND: Tensor, ids: Ragged, weights_N: Tensor, beside: Tensor | float = 0.0
+    ) -> Tensor:
         documents = len(ids.lengths)
         pooled_BD = x_ND.new_zeros(documents, x_ND.shape[1]).index_add(0, ids.rows, weights_N.unsqueeze(1) * x_ND)
-        return relu(hidden(0.1 * self.norm(pooled_BD)))
+        return relu(hidden(0.1 * self.norm(pooled_BD)) + beside)
 
 
 def _of_unit_length(weights_N: Tensor, ids: Ragged) -> Tensor:

@@ -139,7 +139,9 @@ def _stages(
     config: RunConfig, overwrite: bool, progress: Progress, tracking: Tracker
 ) -> list[tuple[str, str, Callable[[Path], Artifact]]]:
     """Stage, folder and how to make it: one entry here is all that a new stage needs."""
-    shards, model, codes, index_ = (config.out / name for name in ("shards", "model", "codes", "index"))
+    shards, embeddings, model, codes, index_ = (
+        config.out / name for name in ("shards", "embeddings", "model", "codes", "index")
+    )
 
     def make_shards(out: Path) -> Artifact:
         return tokenize(config.corpus, out, config.tokenize, overwrite=overwrite, progress=progress)
@@ -149,7 +151,10 @@ def _stages(
 
     def make_model(out: Path) -> Artifact:
         how, parts = config.pretrain, config.model
-        return pretrain(shards, out, parts, how, overwrite=overwrite, progress=progress, tracking=tracking)
+        beside = embeddings if parts.joined and embeddings.exists() else None
+        return pretrain(
+            shards, out, parts, how, embeddings=beside, overwrite=overwrite, progress=progress, tracking=tracking
+        )
 
     def make_codes(out: Path) -> Artifact:
         return encode(model, shards, out, config.encode, overwrite=overwrite, progress=progress)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,9 @@ class PretrainConfig(Config):
     objective: Objective = Objective()
     phases: tuple[Phase, ...] = Field(
         default=(), description="stretches of training with objectives of their own; none: one, with `objective`"
+    )
+    start_from: Path | None = Field(
+        default=None, description="model folder to begin with, of the same architecture; terms are matched by the word"
     )
     samples: int = Field(default=1, ge=1, description="of z drawn for each document in a step")
     workers: int = Field(default=1, ge=1, description="processes that train together; they share the cores")

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from pipelines.artifact import Artifact
 from pipelines.batches import rows_of_step, steps_per_epoch
+from pipelines.embeddings import Embeddings
 from pipelines.engine import PretrainConfig, build_engine, whole_parameters
 from pipelines.shards import Shards
+from pipelines.warm_start import start_from
 from vae_core.batch import Batch
 from vae_core.model import VAE, Terms, VAEConfig
 from vae_core.objectives import UNWEIGHTED, Loss, MinimumRate, Multiplier, ascended, loss
@@ -31,6 +33,7 @@ class Job:
     scratch: Path
     model: VAEConfig
     config: PretrainConfig
+    embeddings: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +91,13 @@ class PhaseRun:
     def __init__(self, job: Job, number: int, model: VAE | None = None) -> None:
         """The phase `number`, on a newly started model unless one is given."""
         self.job, self.number = job, number
-        self.shards = Shards(Artifact.open(job.shards, "shards"), classes=job.model.classes)
+        embeddings = Embeddings(Artifact.open(job.embeddings, "embeddings")) if job.embeddings else None
+        shards = Artifact.open(job.shards, "shards")
+        self.shards = Shards(shards, classes=job.model.classes, embeddings=embeddings)
         self.schedule = Schedule.of(job.config, len(self.shards))
         self.phase: Phase = job.config.all_phases[number]
         self.multiplier: Multiplier = UNWEIGHTED
-        self.engine = build_engine(job.config, model or self._new_model(), self.phase)
+        self.engine = build_engine(job.config, model or self._first_model(), self.phase)
 
     def next(self, number: int) -> "PhaseRun":
         """The phase `number` on the weights of this one, except those that it resets."""
@@ -123,6 +128,13 @@ class PhaseRun:
         if isinstance(objective.rate, MinimumRate):
             self.multiplier = ascended(objective.rate, self.multiplier, mean_over_workers(parts.rate))
         return terms, parts
+
+    def _first_model(self) -> VAE:
+        """What training begins with: a new model, which a warm start gives the weights of another one."""
+        model = self._new_model()
+        if self.job.config.start_from is not None:
+            start_from(model, self.job.config.start_from, self.job.shards)
+        return model
 
     def _new_model(self, draw: int = 0) -> VAE:
         """A model that has had a first look at the corpus; another `draw` starts from other random weights."""

@@ -12,7 +12,19 @@ import pyarrow.parquet as pq
 import tokenizers
 
 from pipelines import artifact
-from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, record_part, replacing, require_disk
+from pipelines.artifact import (
+    Artifact,
+    Draft,
+    Input,
+    Part,
+    Plan,
+    begin,
+    find_part,
+    record_part,
+    replacing,
+    require_disk,
+)
+from pipelines.embeddings import require_shards
 from pipelines.engine import PretrainConfig
 from pipelines.phases import Job, Schedule
 from pipelines.progress import Progress, Silent
@@ -20,8 +32,10 @@ from pipelines.scatter import cluster
 from pipelines.shards import distinct_labels
 from pipelines.tracking import NoTracking, Tracker
 from pipelines.training import EXPORT, FAILURE, METRICS, train
+from pipelines.warm_start import require_alike
 from vae_core import errors
 from vae_core.condition import ClassConditionConfig
+from vae_core.encoders import TransformerEncoderConfig
 from vae_core.encoders.pretrained import PretrainedEncoderConfig, with_architecture
 from vae_core.errors import LatentbitsError, Misuse
 from vae_core.model import CONFIG_FILE, WEIGHTS_FILE, Composition, VAEConfig
@@ -40,12 +54,14 @@ def pretrain(
     model: Composition,
     config: PretrainConfig,
     *,
+    embeddings: Path | None = None,
     overwrite: bool = False,
     progress: Progress = Silent(),
     tracking: Tracker = NoTracking(),
 ) -> Artifact:
     """Train `model` on the shards artifact and write the model artifact to `out`.
 
+    `embeddings` are those of the shards, which an encoder that joins them to the words needs.
     Killed and called again, it goes on from the last checkpoint with the same order of documents.
     Raises Misuse where the settings cannot be met, and LatentbitsError where training failed.
     """
@@ -56,17 +72,20 @@ def pretrain(
         require_fitting(model, phase.objective, config.samples)
     if isinstance(model.encoder, PretrainedEncoderConfig):
         model = model.model_copy(update={"encoder": with_architecture(model.encoder)})
+    beside = _embeddings(model, source, embeddings)
+    model, config, start = _warmed(model, config, source, beside)
     settings = {"model": model.model_dump(mode="json"), "pretrain": _settings(config)}
-    plan = Plan(kind="model", config=settings, inputs=(source.as_input("shards"),))
+    plan = Plan(kind="model", config=settings, inputs=_inputs(source, beside, start))
     draft = begin(out, plan, overwrite=overwrite)
     if isinstance(draft, Artifact):
         return draft
-    sized = _sized(model, source)
+    sized = _sized(model, source, beside)
     schedule = Schedule.of(config, source.manifest.statistics["documents"])
     if not (draft.scratch / EXPORT).exists():
         require_disk(out, needed=500_000_000)
         tracking.params("pretrain", artifact.flat(settings))
-        _run(Job(source.path, draft.scratch, sized, config), schedule, progress, tracking)
+        job = Job(source.path, draft.scratch, sized, config, embeddings=beside.path if beside else None)
+        _run(job, schedule, progress, tracking)
     parts = _collect(draft, source, schedule)
     last = json.loads((draft.path / METRICS).read_text().splitlines()[-1])
     kept = ("loss", "distortion", "rate", "active_units")
@@ -83,18 +102,53 @@ def _require_gathered(model: Composition, config: PretrainConfig) -> None:
 def _settings(config: PretrainConfig) -> dict[str, Any]:
     """What decides the model: not where it is trained, nor how often metrics and checkpoints are written.
 
-    With another number of workers the noise of training is another, the order of documents is not.
+    With another number of workers the noise of training is another, the order of documents is not. The model that
+    training begins with is an input, wherever it lies.
     """
-    return config.model_dump(mode="json", exclude={"log_every", "checkpoint_every", "gpus", "workers"})
+    return config.model_dump(mode="json", exclude={"log_every", "checkpoint_every", "gpus", "workers", "start_from"})
 
 
-def _sized(model: Composition, shards: Artifact) -> VAEConfig:
+def _embeddings(model: Composition, shards: Artifact, embeddings: Path | None) -> Artifact | None:
+    """The embeddings that the model reads, if it does. Raises Misuse where there are none, Stale for other ones."""
+    if not model.joined:
+        return None
+    if embeddings is None:
+        raise Misuse("model.encoder.joined reads documents' embeddings; set embed.folder, or give --embeddings")
+    artifact = Artifact.open(embeddings, "embeddings")
+    require_shards(artifact, shards)
+    return artifact
+
+
+def _warmed(
+    model: Composition, config: PretrainConfig, shards: Artifact, embeddings: Artifact | None
+) -> tuple[Composition, PretrainConfig, Artifact | None]:
+    """The settings of a warm start, and what it begins with; unchanged and None where there is none."""
+    if config.start_from is None:
+        return model, config, None
+    start = Artifact.open(config.start_from, "model")
+    encoder = embeddings.input("encoder").fingerprint if embeddings else None
+    require_alike(_sized(model, shards, embeddings), start, shards, encoder)
+    if isinstance(model.encoder, TransformerEncoderConfig):  # blocks that have learned are no identity to join later
+        model = model.model_copy(update={"encoder": model.encoder.model_copy(update={"grow_after": 0.0})})
+    return model, config.model_copy(update={"start_from": start.path}), start  # workers have other working folders
+
+
+def _inputs(shards: Artifact, embeddings: Artifact | None, start: Artifact | None) -> tuple[Input, ...]:
+    """What a model is made from; the encoder of the embeddings too, which its user needs when they are gone."""
+    inputs = [shards.as_input("shards")]
+    if embeddings is not None:
+        inputs += [embeddings.as_input("embeddings"), embeddings.input("encoder")]
+    return tuple(inputs if start is None else [*inputs, start.as_input("start")])
+
+
+def _sized(model: Composition, shards: Artifact, embeddings: Artifact | None) -> VAEConfig:
     tokenizer = tokenizers.Tokenizer.from_file(str(shards.path / "tokenizer.json"))
     terms = pq.read_metadata(shards.path / "vocabulary.parquet").num_rows
     if isinstance(model.condition, ClassConditionConfig) and not model.condition.classes:
         classes = distinct_labels(shards, MOST_CLASSES)
         model = model.model_copy(update={"condition": model.condition.model_copy(update={"classes": classes})})
-    return VAEConfig(**model.model_dump(), terms=terms, tokens=tokenizer.get_vocab_size())
+    width = embeddings.manifest.statistics["dimensions"] if embeddings else 0
+    return VAEConfig(**model.model_dump(), terms=terms, tokens=tokenizer.get_vocab_size(), embeddings=width)
 
 
 def _run(job: Job, schedule: Schedule, progress: Progress, tracking: Tracker) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,19 +15,29 @@ from vae_core.batch import Batch, Ragged
 from vae_core.condition import UNKNOWN
 from vae_core.errors import Damaged, Misuse
 
+if TYPE_CHECKING:
+    from pipelines.embeddings import Embeddings
+
 
 class Shards:
     """All documents of a shards artifact under one row number, in shard order.
 
-    With `classes`, batches say which of them each document is of.
+    With `classes`, batches say which of them each document is of; with `embeddings`, they have each document's.
     """
 
-    def __init__(self, artifact: Artifact, *, classes: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        classes: tuple[str, ...] | None = None,
+        embeddings: "Embeddings | None" = None,
+    ) -> None:
         parts = [batch for path in artifact.files(".arrow") for batch in record_batches(path)]
         self._tokens = [_Lists.of(part.column("tokens")) for part in parts]
         self._terms = [_Lists.of(part.column("term_ids")) for part in parts]
         self._counts = [_Lists.of(part.column("term_counts")) for part in parts]
         self._classes = None if classes is None else [class_numbers(part.column("labels"), classes) for part in parts]
+        self._embeddings = embeddings
         self._starts = np.concatenate([[0], np.cumsum([part.num_rows for part in parts])])
 
     def __len__(self) -> int:
@@ -41,6 +52,7 @@ class Shards:
             terms=(terms := _gather(self._terms, places)),
             counts=_gather(self._counts, places).values.float() if len(terms.values) else torch.zeros(0),
             classes=None if self._classes is None else torch.tensor([self._classes[p][row] for p, row in places]),
+            embeddings=None if self._embeddings is None else torch.from_numpy(self._embeddings.rows(rows)),
         )
 
     def token_count(self, rows: NDArray[np.int64]) -> int:
@@ -82,8 +94,17 @@ def distinct_labels(artifact: Artifact, most: int) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def batch_of(table: pa.Table | pa.RecordBatch, *, tokens: bool, classes: tuple[str, ...] | None = None) -> Batch:
-    """The documents of a table in the shard schema, in order; with `classes`, which of them each is of."""
+def batch_of(
+    table: pa.Table | pa.RecordBatch,
+    *,
+    tokens: bool,
+    classes: tuple[str, ...] | None = None,
+    embeddings: NDArray[np.float32] | None = None,
+) -> Batch:
+    """The documents of a table in the shard schema, in order; with `classes`, which of them each is of.
+
+    `embeddings` (N, E) are the documents', where the model reads them.
+    """
     if isinstance(table, pa.Table):
         table = table.combine_chunks()
     rows = table.num_rows
@@ -92,6 +113,7 @@ def batch_of(table: pa.Table | pa.RecordBatch, *, tokens: bool, classes: tuple[s
         terms=_Lists.of(_column(table, "term_ids")).ragged(),
         counts=_Lists.of(_column(table, "term_counts")).ragged().values.float(),
         classes=None if classes is None else torch.from_numpy(class_numbers(_column(table, "labels"), classes)),
+        embeddings=None if embeddings is None else torch.from_numpy(embeddings),
     )
 
 

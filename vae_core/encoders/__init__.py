@@ -11,6 +11,7 @@ from vae_core.encoders.transformer import TransformerEncoder, TransformerEncoder
 from vae_core.errors import Misuse
 
 __all__ = [
+    "BagOfWordsEncoder",
     "BagOfWordsEncoderConfig",
     "Encoder",
     "EncoderConfig",

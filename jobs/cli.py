@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from jobs.model_commands import diagnose, generate
-from jobs.options import Json, Out, Overwrite, Set, print_json, working
+from jobs.options import Embeddings, EncoderFolder, Json, Out, Overwrite, Set, print_json, working
 from vae_core.errors import LatentbitsError, Misuse
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def embed(
 def pretrain(
     shards: Annotated[Path, typer.Argument(help="Folder that `tokenize` wrote.")],
     out: Out,
+    embeddings: Embeddings = None,
     settings: Set = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -195,7 +196,16 @@ def pretrain(
 
         def train(tracking: "Tracker") -> "Artifact":
             how, parts = config.pretrain, config.model
-            return train_model(shards, out, parts, how, overwrite=overwrite, progress=progress, tracking=tracking)
+            return train_model(
+                shards,
+                out,
+                parts,
+                how,
+                embeddings=embeddings,
+                overwrite=overwrite,
+                progress=progress,
+                tracking=tracking,
+            )
 
         made = run_stage("pretrain", out, config.tracking, train)
     _report(made, as_json)
@@ -210,6 +220,7 @@ def encode(
     text: Text = None,
     labels: Labels = None,
     metadata: Metadata = None,
+    embeddings: Embeddings = None,
     settings: Set = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -236,7 +247,16 @@ def encode(
             "encode",
             out,
             config.tracking,
-            lambda _: encode_documents(model, source, out, config.encode, overwrite=overwrite, progress=progress),
+            lambda _: encode_documents(
+                model,
+                source,
+                out,
+                config.encode,
+                embeddings=embeddings,
+                encoder_folder=config.embed.folder,
+                overwrite=overwrite,
+                progress=progress,
+            ),
         )
     _report(made, as_json)
 
@@ -281,6 +301,7 @@ def query(
         Path | None, typer.Option("--input", help="File of queries, one a line (txt or jsonl).")
     ] = None,
     output_file: Annotated[Path | None, typer.Option("--output", help="File for the answers, one JSON a line.")] = None,
+    encoder_folder: EncoderFolder = None,
     as_json: Json = False,
 ) -> None:
     """Find the documents nearest to a text.
@@ -295,10 +316,10 @@ def query(
     if output_file is not None and input_file is None:
         raise Misuse("--output goes with --input; for one query, add > FILE")
     if input_file is not None:
-        count = answer_file(index, input_file, output_file, k=k, rank=rank, model=model)
+        count = answer_file(index, input_file, output_file, k=k, rank=rank, model=model, encoder_folder=encoder_folder)
         typer.echo(f"{count:,} queries answered" + (f" in {output_file}" if output_file else ""), err=True)
         return
-    found = answer(index, [text or ""], k=k, rank=rank, model=model)[0]
+    found = answer(index, [text or ""], k=k, rank=rank, model=model, encoder_folder=encoder_folder)[0]
     if found["known_words"] == 0:
         typer.echo("the model knows no word of this query: the hits mean nothing", err=True)
     if as_json:

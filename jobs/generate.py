@@ -68,7 +68,7 @@ TASKS = {
 NAMES = {"of": "--class", "sampled": "--sampled or --greedy", "top_p": "--top-p"}
 
 
-def answer(model: Path, request: Request) -> dict[str, Any]:
+def answer(model: Path, request: Request, encoder_folder: Path | None = None) -> dict[str, Any]:
     """The texts, or the topics, and how they were made.
 
     `writes_text` is false of a bag-of-words decoder, whose texts are its top words. Raises Misuse where the model
@@ -76,7 +76,7 @@ def answer(model: Path, request: Request) -> dict[str, Any]:
     """
     _require_options_that_count(request)
     how = request.sampling
-    generator = Generator.load(model, request.words)
+    generator = Generator.load(model, request.words, encoder_folder)
     drawn = (request.sampled, request.temperature, request.top_p)
     if not generator.writes_text and any(option is not None for option in drawn):
         raise Misuse("a bag_of_words decoder draws no tokens; leave out --sampled, --greedy, --temperature and --top-p")

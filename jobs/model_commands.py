@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.options import Json, Overwrite, Set, print_json, working
+from jobs.options import EncoderFolder, Json, Overwrite, Set, print_json, working
 
 if TYPE_CHECKING:
     from pipelines.artifact import Artifact
@@ -40,7 +40,16 @@ def diagnose(
 
         def make(_: "Tracker") -> "Artifact":
             how, beside = config.diagnose, others or []
-            return diagnose_model(model, shards, place, how, compare=beside, overwrite=overwrite, progress=progress)
+            return diagnose_model(
+                model,
+                shards,
+                place,
+                how,
+                compare=beside,
+                encoder_folder=config.embed.folder,
+                overwrite=overwrite,
+                progress=progress,
+            )
 
         made = run_stage("diagnose", place, config.tracking, make)
     found = json.loads((made.path / "diagnosis.json").read_text())
@@ -77,6 +86,7 @@ def generate(
         float | None, typer.Option(min=1e-9, max=1.0, help="Draw among the fewest tokens with this much probability.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same texts.")] = 0,
+    encoder_folder: EncoderFolder = None,
     as_json: Json = False,
 ) -> None:
     """Texts from a model: samples, reconstructions, what lies between two texts; and its components and bits as words.
@@ -102,7 +112,7 @@ def generate(
         top_p=top_p,
         seed=seed,
     )
-    made = answer(model, request)
+    made = answer(model, request, encoder_folder)
     if "sampling" in made and not made["writes_text"]:
         typer.echo("this model's decoder writes no text; these are the words it finds most typical", err=True)
     if as_json:

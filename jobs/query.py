@@ -17,11 +17,19 @@ AT_ONCE = 256
 
 
 def answer(
-    index: Path, texts: Sequence[str], *, k: int = 10, rank: str = "log-odds", model: Path | None = None
+    index: Path,
+    texts: Sequence[str],
+    *,
+    k: int = 10,
+    rank: str = "log-odds",
+    model: Path | None = None,
+    encoder_folder: Path | None = None,
 ) -> list[dict[str, Any]]:
     """For each text its query, the ranking, and its `k` nearest documents, best first.
 
-    `known_words` counts the query's words that the model knows; without any the hits mean nothing.
+    `known_words` counts the query's words that the model knows, without any of which the hits mean nothing; it is None
+    where the model reads an embedding of the query too, whose sentence encoder lies in `encoder_folder` if not where
+    it was.
     Raises Misuse or Stale where the index, the model or the ranking do not fit.
     """
     if not all(text.strip() for text in texts):
@@ -29,11 +37,18 @@ def answer(
             'the query is empty; say what to look for, for example: latentbits query runs/demo/index "sort a list"'
         )
     ranking = _rank(rank)
-    return list(_answers(*_opened(index, model), texts, k, ranking))
+    return list(_answers(*_opened(index, model, encoder_folder), texts, k, ranking))
 
 
 def answer_file(
-    index: Path, source: Path, target: Path | None, *, k: int = 10, rank: str = "log-odds", model: Path | None = None
+    index: Path,
+    source: Path,
+    target: Path | None,
+    *,
+    k: int = 10,
+    rank: str = "log-odds",
+    model: Path | None = None,
+    encoder_folder: Path | None = None,
 ) -> int:
     """Answer each line of `source` (a text, or a JSON object with one) into `target` or standard output.
 
@@ -47,7 +62,7 @@ def answer_file(
         raise Misuse(f"--output {target}: there is no folder {target.parent}; make it first")
     if target is not None and target.is_dir():
         raise Misuse(f"--output {target} is a folder; give a file")
-    searched, encoder = _opened(index, model)
+    searched, encoder = _opened(index, model, encoder_folder)
     with source.open(encoding="utf-8") as lines:
         answers = _answers(searched, encoder, _queries(source, lines), k, ranking)
         if target is None:
@@ -56,9 +71,9 @@ def answer_file(
             return _write(answers, file)
 
 
-def _opened(index: Path, model: Path | None) -> tuple[Index, Encoder]:
+def _opened(index: Path, model: Path | None, encoder_folder: Path | None) -> tuple[Index, Encoder]:
     searched = Index.open(index)
-    encoder = Encoder.load(model or searched.model_path())
+    encoder = Encoder.load(model or searched.model_path(), encoder_folder)
     require_model(searched, encoder.fingerprint)
     return searched, encoder
 
@@ -68,7 +83,7 @@ def _answers(index: Index, encoder: Encoder, texts: Iterable[str], k: int, rank:
     while some := list(islice(waiting, AT_ONCE)):
         table = encoder.tokenizer.table([Document(str(n), text, [], {}, "query", n) for n, text in enumerate(some)])
         found = hits(index, index.search(encoder.encode(table).log_odds, k, rank))
-        known = [len(ids) for ids in table.column("term_ids").to_pylist()]
+        known = [None if encoder.text_encoder else len(ids) for ids in table.column("term_ids").to_pylist()]
         for text, words, best in zip(some, known, found, strict=True):
             yield {"query": text, "rank": rank, "known_words": words, "hits": best}
 

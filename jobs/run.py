@@ -157,7 +157,16 @@ def _stages(
         )
 
     def make_codes(out: Path) -> Artifact:
-        return encode(model, shards, out, config.encode, overwrite=overwrite, progress=progress)
+        return encode(
+            model,
+            shards,
+            out,
+            config.encode,
+            embeddings=embeddings if embeddings.exists() else None,
+            encoder_folder=config.embed.folder,
+            overwrite=overwrite,
+            progress=progress,
+        )
 
     def make_index(out: Path) -> Artifact:
         return index(codes, out, config.index, overwrite=overwrite, progress=progress)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipelines.artifact import Artifact, Draft, Plan, begin, record_part, write_text
 from pipelines.diagnosis_report import html_diagnosis
@@ -33,6 +34,7 @@ from pipelines.latent_plots import Space
 from pipelines.probing import probe_figures
 from pipelines.progress import Progress, Silent
 from pipelines.shards import batch_of, record_batches
+from pipelines.text_encoder import TextEncoder
 from pipelines.tokenizer import Tokenizer
 from vae_core.batch import Batch
 from vae_core.decoders import BagOfWordsDecoder
@@ -53,12 +55,14 @@ def diagnose(
     config: DiagnoseConfig = DiagnoseConfig(),  # noqa: B008 - frozen
     *,
     compare: Sequence[Path] = (),
+    encoder_folder: Path | None = None,
     overwrite: bool = False,
     progress: Progress = Silent(),
 ) -> Artifact:
     """Examine `model` on a sample of `shards` and write diagnosis.json and diagnosis.html to `out`.
 
-    `compare` are other models, placed beside it in the rate-distortion plane. Raises Misuse, Stale or Damaged where a
+    `compare` are other models, placed beside it in the rate-distortion plane; `encoder_folder` is where the sentence
+    encoder lies now whose embeddings they read, if they read any. Raises Misuse, Stale or Damaged where a
     folder is not what it should be, or a model counts other terms than the shards.
     """
     trained = [Artifact.open(folder, "model") for folder in (model, *compare)]
@@ -68,7 +72,7 @@ def diagnose(
         return draft
     sample = _Sample.of(tokenized, config)
     progress.start("diagnose", len(trained) * len(sample.table), "documents")
-    loaded = [_load(artifact, tokenized) for artifact in trained]
+    loaded = [_load(artifact, tokenized, encoder_folder) for artifact in trained]
     names = _names([artifact.path for artifact in trained])
     diagnosis, space = _diagnose(loaded[0], sample, config, progress.advance)
     others = [_compared(one, sample, config, progress.advance) for one in loaded[1:]]
@@ -100,10 +104,13 @@ class _Sample:
         lengths = pc.list_value_length(table.column("tokens")).to_numpy()
         return cls(table.take(pa.array(np.argsort(lengths, kind="stable"))), config)
 
-    def batches(self, model: VAE) -> Iterator[Batch]:
-        size = self.config.batch_size
+    def batches(self, loaded: "_Loaded") -> Iterator[Batch]:
+        model, size = loaded.model, self.config.batch_size
         for first in range(0, len(self.table), size):
-            yield batch_of(self.table.slice(first, size), tokens=model.reads_tokens, classes=model.config.classes)
+            table = self.table.slice(first, size)
+            yield batch_of(
+                table, tokens=model.reads_tokens, classes=model.config.classes, embeddings=loaded.embeddings(table)
+            )
 
     @property
     def terms(self) -> Batch:
@@ -130,23 +137,32 @@ def _taken(shards: Artifact, rows: np.ndarray) -> list[pa.Table]:
 class _Loaded:
     model: VAE
     tokenizer: Tokenizer
+    text_encoder: TextEncoder | None
+
+    def embeddings(self, table: pa.Table) -> NDArray[np.float32] | None:
+        """The documents' embeddings (N, E), where the model reads them."""
+        if self.text_encoder is None:
+            return None
+        return self.text_encoder.embed_documents(self.tokenizer, table).astype(np.float32)
 
 
-def _load(artifact: Artifact, shards: Artifact) -> _Loaded:
+def _load(artifact: Artifact, shards: Artifact, encoder_folder: Path | None) -> _Loaded:
     tokenizer = Tokenizer.load(artifact.path)
     if tokenizer.vocabulary.ids != Tokenizer.load(shards.path).vocabulary.ids:
         raise Stale(
             f"{shards.path} counts other terms than the model in {artifact.path} knows; "
             f"give the shards that it was trained on, or others tokenized with its vocabulary"
         )
-    return _Loaded(VAE.from_pretrained(artifact.path), tokenizer)
+    model = VAE.from_pretrained(artifact.path)
+    text_encoder = TextEncoder.of_model(artifact, encoder_folder) if model.config.joined else None
+    return _Loaded(model, tokenizer, text_encoder)
 
 
 def _diagnose(
     loaded: _Loaded, sample: _Sample, config: DiagnoseConfig, advance: Callable[[int], None]
 ) -> tuple[dict[str, Any], Space | None]:
     model = loaded.model
-    examined = examine(model, sample.batches(model), config, likelihood=True, advance=advance)
+    examined = examine(model, sample.batches(loaded), config, likelihood=True, advance=advance)
     diagnosis: dict[str, Any] = {
         "documents": len(sample.table),
         "latent": model.config.latent.kind,
@@ -176,7 +192,7 @@ def _compared(
     loaded: _Loaded, sample: _Sample, config: DiagnoseConfig, advance: Callable[[int], None]
 ) -> dict[str, Any]:
     """One row of the rate-distortion plane."""
-    examined = examine(loaded.model, sample.batches(loaded.model), config, likelihood=False, advance=advance)
+    examined = examine(loaded.model, sample.batches(loaded), config, likelihood=False, advance=advance)
     figures = plane_figures(examined)
     if not loaded.model.latent.reads_states:
         figures |= information_figures(loaded.model, examined, config)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
@@ -105,8 +104,7 @@ def write_part(encoder: TextEncoder, tokenizer: Tokenizer, shards: Path, out: Pa
         pa.ipc.new_file(str(temporary), pa.schema([(COLUMN, kind)])) as writer,
     ):
         for batch in record_batches(shards / name):
-            texts = [tokenizer.decode(tokens) for tokens in batch.column("tokens").to_pylist()]
-            vectors = encoder.embed(texts).astype(np.float16)
+            vectors = encoder.embed_documents(tokenizer, batch)
             writer.write_batch(
                 pa.record_batch([pa.FixedSizeListArray.from_arrays(vectors.ravel(), type=kind)], [COLUMN])
             )

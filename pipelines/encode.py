@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.artifact import (
@@ -25,6 +27,7 @@ from pipelines.artifact import (
     write_text,
 )
 from pipelines.corpus import CorpusConfig, Document, Rejection, corpus_inputs, plan_slices, read_slice
+from pipelines.embeddings import mapped_blocks, require_shards
 from pipelines.encoder import EncodedDocuments, Encoder
 from pipelines.metadata import SeenTypes, Types, misfit
 from pipelines.progress import Progress, Silent
@@ -32,7 +35,7 @@ from pipelines.scatter import scatter
 from pipelines.shards import record_batches
 from pipelines.slices import Slice, suitable_bytes
 from vae_core.config import Config
-from vae_core.errors import LatentbitsError
+from vae_core.errors import LatentbitsError, Stale
 
 Source = Path | CorpusConfig
 """A shards artifact, or raw files as a corpus config describes them."""
@@ -56,16 +59,21 @@ def encode(
     out: Path,
     config: EncodeConfig = EncodeConfig(),  # noqa: B008 - frozen
     *,
+    embeddings: Path | None = None,
+    encoder_folder: Path | None = None,
     overwrite: bool = False,
     progress: Progress = Silent(),
 ) -> Artifact:
     """Encode every document of `source` and write the codes artifact to `out`.
 
+    A model that reads embeddings finds those of shards in `embeddings`; otherwise it makes them with its sentence
+    encoder, which lies in `encoder_folder` (None: where it lay when the model was trained).
     Raises Misuse for a model or source that is not one, and LatentbitsError where more rows than
     `config.rejected_budget` (as a share) hold no document.
     """
     trained = Artifact.open(model, "model")
-    items, inputs, total, unit = _items(source)
+    embedded = _embedded(trained, source, embeddings)
+    items, inputs, total, unit = _items(source, embedded)
     settings = {} if isinstance(source, Path) else source.model_dump(mode="json", exclude={"files"})
     draft = begin(
         out, Plan(kind="codes", config=settings, inputs=(trained.as_input("model"), *inputs)), overwrite=overwrite
@@ -74,7 +82,8 @@ def encode(
         return draft
     require_disk(out, needed=sum(item.inputs_bytes for item in items) // 4)
     progress.start("encode", total, unit)
-    make_worker = partial(_make_worker, trained.path, _raw(source, draft), draft.path)
+    load = partial(Encoder.load, trained.path, encoder_folder, embedded=embedded is not None)
+    make_worker = partial(_make_worker, load, _raw(source, draft), draft.path)
     found = {item.name: find_part(draft.path, item.name) for item in items}
     waiting = [item for item in items if found[item.name] is None]
     for item in items:
@@ -92,6 +101,7 @@ class _Item(Config):
 
     name: str
     shard: Path | None = None
+    embeddings: Path | None = None
     slices: tuple[Slice, ...] = ()
     amount: int
     inputs_bytes: int
@@ -109,7 +119,22 @@ class _Raw:
     types: Types
 
 
-def _items(source: Source) -> tuple[list[_Item], tuple[Input, ...], int, str]:
+def _embedded(model: Artifact, source: Source, embeddings: Path | None) -> Artifact | None:
+    """The embeddings of the source's documents, if the model reads them. Raises Stale where they are others."""
+    reads = any(item.name == "encoder" for item in model.manifest.inputs)
+    if not reads or embeddings is None or not isinstance(source, Path):
+        return None
+    artifact = Artifact.open(embeddings, "embeddings")
+    require_shards(artifact, Artifact.open(source, "shards"))
+    if artifact.input("encoder").fingerprint != model.input("encoder").fingerprint:
+        raise Stale(
+            f"{artifact.path} was made by another sentence encoder than the one that {model.path} was trained with; "
+            f"embed again with {model.input('encoder').uri}"
+        )
+    return artifact
+
+
+def _items(source: Source, embeddings: Artifact | None) -> tuple[list[_Item], tuple[Input, ...], int, str]:
     if isinstance(source, CorpusConfig):
         items = [
             _Item(name=f"part-{number:05d}.parquet", slices=group, amount=size, inputs_bytes=size)
@@ -123,6 +148,7 @@ def _items(source: Source) -> tuple[list[_Item], tuple[Input, ...], int, str]:
         _Item(
             name=part.name.replace(".arrow", ".parquet"),
             shard=shards.path / part.name,
+            embeddings=embeddings.path / part.name if embeddings else None,
             amount=part.rows,
             inputs_bytes=part.bytes,
         )
@@ -159,25 +185,26 @@ def _raw(source: Source, draft: Draft) -> _Raw | None:
     return _Raw(source, json.loads(found.read_text()))
 
 
-def _make_worker(model: Path, raw: _Raw | None, folder: Path) -> Callable[[_Item], tuple[str, Part]]:
+def _make_worker(load: Callable[[], Encoder], raw: _Raw | None, folder: Path) -> Callable[[_Item], tuple[str, Part]]:
     import os
 
     import torch
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
-    return partial(_encode_item, Encoder.load(model), raw, folder)
+    return partial(_encode_item, load(), raw, folder)
 
 
 def _encode_item(encoder: Encoder, raw: _Raw | None, folder: Path, item: _Item) -> tuple[str, Part]:
     refused = _Refused()
-    tables = _shard_tables(item) if raw is None else _file_tables(encoder, raw, item, refused)
+    tables = _shard_tables(encoder, item) if raw is None else _file_tables(encoder, raw, item, refused)
     empty = _empty_shard(item) if raw is None else encoder.tokenizer.table([], raw.types)
-    schema = _described(codes_table(empty, encoder.encode(empty)).schema, encoder, item.source)
+    nothing = np.zeros((0, encoder.model.config.embeddings)) if encoder.model.config.joined else None
+    schema = _described(codes_table(empty, encoder.encode(empty, nothing)).schema, encoder, item.source)
     rows = 0
     with replacing(folder / item.name) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for table in tables:
-            writer.write_table(codes_table(table, encoder.encode(table)).cast(schema))
+        for table, vectors in tables:
+            writer.write_table(codes_table(table, encoder.encode(table, vectors)).cast(schema))
             rows += len(table)
     return item.name, record_part(folder, item.name, rows, {"rejected": refused.count, "first": refused.first})
 
@@ -192,10 +219,16 @@ def codes_table(table: pa.Table, encoded: EncodedDocuments) -> pa.Table:
     return pa.table(columns | {name: table.column(name) for name in CARRIED if name in table.column_names})
 
 
-def _shard_tables(item: _Item) -> Iterator[pa.Table]:
+Embedded = tuple[pa.Table, NDArray[np.float16] | None]
+"""Documents with their embeddings, where these were there already."""
+
+
+def _shard_tables(encoder: Encoder, item: _Item) -> Iterator[Embedded]:
     assert item.shard is not None
-    for batch in record_batches(item.shard):
-        yield pa.Table.from_batches([batch])
+    tables = (pa.Table.from_batches([batch]) for batch in record_batches(item.shard))
+    if item.embeddings is None:
+        return zip(tables, repeat(None))
+    return zip(tables, mapped_blocks(item.embeddings, encoder.model.config.embeddings), strict=True)
 
 
 def _empty_shard(item: _Item) -> pa.Table:
@@ -216,17 +249,17 @@ class _Refused:
             self.first.append(f"{row.file}:{row.position} {row.reason}")
 
 
-def _file_tables(encoder: Encoder, raw: _Raw, item: _Item, refused: _Refused) -> Iterator[pa.Table]:
+def _file_tables(encoder: Encoder, raw: _Raw, item: _Item, refused: _Refused) -> Iterator[Embedded]:
     documents: list[Document] = []
     characters = 0
     for document in _documents(raw, item, refused):
         documents.append(document)
         characters += len(document.text)
         if len(documents) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
-            yield encoder.tokenizer.table(documents, raw.types)
+            yield encoder.tokenizer.table(documents, raw.types), None
             documents, characters = [], 0
     if documents:
-        yield encoder.tokenizer.table(documents, raw.types)
+        yield encoder.tokenizer.table(documents, raw.types), None
 
 
 def _documents(raw: _Raw, item: _Item, refused: _Refused) -> Iterator[Document]:

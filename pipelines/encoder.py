@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.artifact import Artifact
 from pipelines.shards import batch_of
+from pipelines.text_encoder import TextEncoder
 from pipelines.tokenizer import Tokenizer
 from vae_core.codes import PackedCodes
 from vae_core.errors import Misuse
@@ -31,16 +32,23 @@ class EncodedDocuments:
 
 
 class Encoder:
-    """A model and its tokenizer, loaded once."""
+    """A model and its tokenizer, loaded once; and, where it reads embeddings, what makes those."""
 
-    def __init__(self, model: VAE, tokenizer: Tokenizer, fingerprint: str) -> None:
+    def __init__(
+        self, model: VAE, tokenizer: Tokenizer, fingerprint: str, text_encoder: TextEncoder | None = None
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
+        self.text_encoder = text_encoder
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The model artifact in `folder`. Raises Misuse, Unfinished or Damaged where it cannot be used."""
+    def load(cls, folder: Path, encoder_folder: Path | None = None, *, embedded: bool = False) -> Self:
+        """The model artifact in `folder`. Raises Misuse, Unfinished, Stale or Damaged where it cannot be used.
+
+        `encoder_folder` is where the sentence encoder lies now, for a model that reads its embeddings; with `embedded`
+        every document comes with its embedding, and no such folder is opened.
+        """
         artifact = Artifact.open(folder, "model")
         model = VAE.from_pretrained(folder)
         bits = model.latent.code_bits
@@ -49,24 +57,34 @@ class Encoder:
                 f"the model in {folder} has a {model.config.latent.kind} latent with codes of {bits} bits, and what is "
                 f"encoded and searched has a positive multiple of 8; train one with such a size"
             )
-        return cls(model, Tokenizer.load(folder), artifact.fingerprint)
+        text_encoder = None
+        if model.config.joined and not embedded:
+            text_encoder = TextEncoder.of_model(artifact, encoder_folder)
+        return cls(model, Tokenizer.load(folder), artifact.fingerprint, text_encoder)
 
     @property
     def bits(self) -> int:
         return self.model.latent.code_bits
 
-    def encode(self, table: pa.Table | pa.RecordBatch) -> EncodedDocuments:
+    def encode(
+        self, table: pa.Table | pa.RecordBatch, embeddings: NDArray[np.floating] | None = None
+    ) -> EncodedDocuments:
         """Codes of the documents of a table in the shard schema; the same for a document in any table.
 
+        A model that reads embeddings is given them (N, E), or they are made here from the documents' tokens.
         A class-conditional model is not told the class: a query has none, and a code is of the text alone.
         """
+        if self.model.config.joined and embeddings is None and self.text_encoder is not None:
+            embeddings = self.text_encoder.embed_documents(self.tokenizer, table)
         lengths = np.diff(_offsets(table, "tokens" if self.model.reads_tokens else "term_ids"))
         order = np.argsort(lengths, kind="stable")
         log_odds = np.empty((len(order), self.bits), dtype=np.float32)
         components = np.empty(len(order), dtype=np.uint16)
         confidence = np.empty(len(order), dtype=np.float32)
         for rows in _passes(order, lengths[order]):
-            encoded = self.model.encode(batch_of(table.take(pa.array(rows)), tokens=self.model.reads_tokens))
+            beside = None if embeddings is None else embeddings[rows].astype(np.float32)
+            batch = batch_of(table.take(pa.array(rows)), tokens=self.model.reads_tokens, embeddings=beside)
+            encoded = self.model.encode(batch)
             log_odds[rows] = encoded.log_odds.numpy()
             components[rows] = encoded.component.numpy()
             confidence[rows] = encoded.confidence.numpy()

@@ -1,15 +1,18 @@
 """A trained model that writes: samples, reconstructions, paths between two texts, and topics as words."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.artifact import Artifact
 from pipelines.corpus import Document
 from pipelines.shards import batch_of
+from pipelines.text_encoder import TextEncoder
 from pipelines.tokenizer import Tokenizer
 from vae_core.batch import Batch
 from vae_core.condition import OpeningConditionConfig
@@ -51,17 +54,29 @@ class Poles:
 class Generator:
     """A model and its tokenizer, loaded once. A bag-of-words decoder writes its `words` top words for a text."""
 
-    def __init__(self, model: VAE, tokenizer: Tokenizer, words: int = 10) -> None:
+    def __init__(
+        self,
+        model: VAE,
+        tokenizer: Tokenizer,
+        words: int = 10,
+        artifact: Artifact | None = None,
+        encoder_folder: Path | None = None,
+    ) -> None:
+        self.artifact = artifact
+        self.encoder_folder = encoder_folder
         self.model = model
         self.tokenizer = tokenizer
         self.words = words
         self._terms = list(tokenizer.vocabulary.ids)
 
     @classmethod
-    def load(cls, folder: Path, words: int = 10) -> Self:
-        """The model artifact in `folder`. Raises Misuse, Unfinished or Damaged where it cannot be used."""
-        Artifact.open(folder, "model")
-        return cls(VAE.from_pretrained(folder), Tokenizer.load(folder), words)
+    def load(cls, folder: Path, words: int = 10, encoder_folder: Path | None = None) -> Self:
+        """The model artifact in `folder`. Raises Misuse, Unfinished or Damaged where it cannot be used.
+
+        `encoder_folder` is where the sentence encoder lies now whose embeddings the model reads, if it reads any.
+        """
+        artifact = Artifact.open(folder, "model")
+        return cls(VAE.from_pretrained(folder), Tokenizer.load(folder), words, artifact, encoder_folder)
 
     @property
     def writes_text(self) -> bool:
@@ -139,7 +154,17 @@ class Generator:
 
     def _tokenized(self, texts: list[str]) -> Batch:
         documents = [Document(str(number), text, [], {}, "text", number) for number, text in enumerate(texts)]
-        return batch_of(self.tokenizer.table(documents), tokens=True)
+        table = self.tokenizer.table(documents)
+        encoder = self._text_encoder
+        beside = None if encoder is None else encoder.embed_documents(self.tokenizer, table).astype(np.float32)
+        return batch_of(table, tokens=True, embeddings=beside)
+
+    @cached_property
+    def _text_encoder(self) -> TextEncoder | None:
+        """Opened where a text is read: samples and topics need none."""
+        if not self.model.config.joined or self.artifact is None:
+            return None
+        return TextEncoder.of_model(self.artifact, self.encoder_folder)
 
     def _spelled(self, words: Words) -> list[list[str]]:
         return [[self._terms[word] for word in row] for row in words.ids.tolist()]

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 import tokenizers
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
-from pipelines.artifact import checksum
-from pipelines.tokenizer import TOKENIZER, read_bpe
+from pipelines.artifact import Artifact, checksum
+from pipelines.tokenizer import TOKENIZER, Tokenizer, read_bpe
 from vae_core.batch import Batch, Ragged
 from vae_core.encoders.pretrained import PretrainedEncoder, PretrainedEncoderConfig, with_architecture
-from vae_core.errors import Damaged, Misuse
+from vae_core.errors import Damaged, Misuse, Stale
 
 MOST_TOKENS = 512
 """Tokens of a text that are read where the folder does not say how many."""
@@ -65,6 +66,25 @@ class TextEncoder:
         model.start_from_folder()
         return cls(model.eval(), tokenizer, folder)
 
+    @classmethod
+    def of_model(cls, model: Artifact, folder: Path | None = None) -> Self:
+        """The encoder whose vectors `model` was trained on: in `folder` if given, else where it was then.
+
+        Raises Misuse where it is gone, and Stale where `folder` holds another one.
+        """
+        place = (folder or model.input_path("encoder")).absolute()
+        if not place.is_dir():
+            raise Misuse(
+                f"{model.path} reads embeddings of the sentence encoder in {place}, which is not there; "
+                f"name its folder with --encoder-folder, or embed.folder"
+            )
+        if folder_fingerprint(place) != model.input("encoder").fingerprint:
+            raise Stale(
+                f"{place} holds another sentence encoder than the one that {model.path} was trained with; "
+                f"name that one's folder with --encoder-folder, or embed.folder"
+            )
+        return cls.load(place)
+
     @property
     def dimensions(self) -> int:
         return self.model.width
@@ -78,6 +98,12 @@ class TextEncoder:
             read = self.model(_batch([found[row] for row in rows]), torch.zeros(0))
             vectors[rows] = normalize(read.float(), dim=1).numpy()
         return vectors
+
+    def embed_documents(self, tokenizer: Tokenizer, table: pa.Table | pa.RecordBatch) -> NDArray[np.float16]:
+        """Unit vectors of the documents of a table in the shard schema, (N, D): of what their tokens decode to."""
+        return self.embed([tokenizer.decode(tokens) for tokens in table.column("tokens").to_pylist()]).astype(
+            np.float16
+        )
 
     def _encodings(self, texts: Sequence[str]) -> list[Any]:
         encodings: list[Any] = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -17,15 +17,26 @@ TINY = Composition.model_validate(
 )
 
 
-def write_model(folder: Path, shards: Path, composition: Composition = TINY) -> Artifact:
+def write_model(
+    folder: Path,
+    shards: Path,
+    composition: Composition = TINY,
+    *,
+    embeddings: Artifact | None = None,
+    seed: int = 0,
+) -> Artifact:
     """The artifact; every parameter is random, so that no part of the model is without effect."""
-    draft = begin(folder, Plan(kind="model", config={"model": composition.model_dump(mode="json")}, inputs=()))
+    inputs = () if embeddings is None else (embeddings.as_input("embeddings"), embeddings.input("encoder"))
+    settings = {"model": composition.model_dump(mode="json"), "seed": seed}
+    draft = begin(folder, Plan(kind="model", config=settings, inputs=inputs))
     if isinstance(draft, Artifact):
         return draft
     assert isinstance(draft, Draft)
     tokenizer = Tokenizer.load(shards)
-    torch.manual_seed(0)
-    model = VAE(VAEConfig(**composition.model_dump(), terms=len(tokenizer.vocabulary), tokens=tokenizer.subwords))
+    torch.manual_seed(seed)
+    sizes = {"terms": len(tokenizer.vocabulary), "tokens": tokenizer.subwords}
+    sizes["embeddings"] = embeddings.manifest.statistics["dimensions"] if embeddings else 0
+    model = VAE(VAEConfig(**composition.model_dump(), **sizes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -1,7 +1,9 @@
 """A report as one page without any other file, in light and in dark, and its charts as inline SVG."""
 
+import math
 from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
 WIDTH = 640
 LEFT, RIGHT, BELOW = 52, 12, 40
@@ -21,10 +23,12 @@ STYLE = """
 body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; max-width: 46rem;
   margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.25rem; }
-p, li, figcaption { color: var(--soft); } figure { margin: 1rem 0; } svg { width: 100%; height: auto; }
+p, li, figcaption { color: var(--soft); } figure { margin: 1rem 0; overflow-x: auto; }
+svg { width: 100%; height: auto; } figure > svg { min-width: 30rem; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: 600; }
 th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+summary { cursor: pointer; color: var(--soft); } p.warning { border-left: 4px solid var(--c3); padding-left: .75rem; }
 td.good { color: var(--soft); font-size: .9rem; } .alarm { color: var(--c3); font-weight: 600; }
 text { fill: var(--ink); font: 13px system-ui, sans-serif; } text.soft { fill: var(--soft); }
 text.right { text-anchor: end; } text.middle { text-anchor: middle; } text.small { font-size: 11px; }
@@ -67,8 +71,17 @@ def number(value: Number) -> str:
 class Axes:
     """A plane with numbered axes: where a point lies in the drawing, and the axes' own shapes."""
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], height: float, names: tuple[str, str]) -> None:
+    def __init__(
+        self,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        height: float,
+        names: tuple[str, str],
+        marks: Sequence[tuple[float, str]] | None = None,
+    ) -> None:
+        """`marks` are the numbers on the axis across, where they are not round ones."""
         self.x, self.y, self.height, self.names = _widened(x), _widened(y), height, names
+        self.marks = [(at, f"{at:g}") for at in ticks(*self.x)] if marks is None else marks
 
     def across(self, x: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (x - self.x[0]) / (self.x[1] - self.x[0])
@@ -80,11 +93,11 @@ class Axes:
         """Grid lines at round numbers, the numbers, and the axes' names."""
         bottom = self.height - BELOW
         shapes = []
-        for at in ticks(*self.x):
+        for at, text in self.marks:
             place = self.across(at)
             shapes.append(
                 f'<line class="axis" x1="{place:.1f}" x2="{place:.1f}" y1="8" y2="{bottom}"/>'
-                f'<text class="soft small middle" x="{place:.1f}" y="{bottom + 15}">{at:g}</text>'
+                f'<text class="soft small middle" x="{place:.1f}" y="{bottom + 15}">{escape(text)}</text>'
             )
         for at in ticks(*self.y):
             place = self.down(at)
@@ -139,6 +152,38 @@ def scatter(said: str, points: Sequence[tuple[float, float]], groups: Sequence[s
     keys = [("theirs", "others")] if frequent and len(set(groups)) > len(frequent) else []
     keys = [(classes[group], group) for group in frequent] + keys
     return drawing(said, 400, [*axes.shapes(), *dots]) + legend(keys)
+
+
+class Line(NamedTuple):
+    """One of several lines of a chart."""
+
+    name: str
+    values: Sequence[float]
+    colour: str
+    """A variable of STYLE."""
+    dashed: bool = False
+    thick: bool = False
+
+    @property
+    def style(self) -> str:
+        dashes = ";stroke-dasharray:6 4" if self.dashed else ";stroke-dasharray:none"
+        return f"fill:none;stroke:var(--{self.colour});stroke-width:{3 if self.thick else 1.6}{dashes}"
+
+
+def rank_lines(said: str, ranks: Sequence[int], lines: Sequence[Line], name: str) -> str:
+    """Lines over ranks, which are on a logarithmic axis; with a legend."""
+    places = [math.log10(rank) for rank in ranks]
+    ends = [value for line in lines for value in line.values]
+    marks = [(place, f"{rank:,}") for place, rank in zip(places, ranks, strict=True)]
+    axes = Axes((places[0], places[-1]), (min(0, *ends), max(ends)), 340, ("rank", name), marks)
+    shapes = []
+    for line in lines:
+        points = zip(places, line.values, strict=True)
+        path = "L".join(f"{axes.across(x):.1f} {axes.down(y):.1f}" for x, y in points)
+        shapes.append(f'<path style="{line.style}" d="M{path}"><title>{escape(line.name)}</title></path>')
+    sample = '<svg style="width:1.8em;height:.7em" viewBox="0 0 26 10"><path style="{}" d="M0 5L26 5"/></svg>'
+    keys = [f"<span>{sample.format(line.style)} {escape(line.name)}</span>" for line in lines]
+    return drawing(said, 340, [*axes.shapes(), *shapes]) + f"<p>{' &nbsp; '.join(keys)}</p>"
 
 
 def legend(keys: Sequence[tuple[str, str]]) -> str:

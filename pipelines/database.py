@@ -1,4 +1,4 @@
-"""What an evaluation asks: an index, its documents' labels, and baseline codes of the same documents in its order."""
+"""What an evaluation asks: an index, its documents' labels, and the same documents' terms in its order."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,45 +8,51 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.artifact import Artifact
-from pipelines.baselines import Projection, sign_random_projection, simhash
+from pipelines.embeddings import Embeddings
 from pipelines.encoder import Encoder
 from pipelines.precision import Labels
 from pipelines.search import Index
 from pipelines.shards import record_batches
 from pipelines.vocabulary import Vocabulary
-from vae_core.errors import Stale
+from vae_core.errors import Misuse, Stale
 
 
 class Database:
-    """What queries are asked of: the index, its documents' labels, and the baselines' codes of the same documents."""
+    """An index, the model that made it, and, where they are known, the shards and embeddings of its documents."""
 
-    def __init__(self, index: Index, shards: Artifact | None, encoder: Encoder, seed: int) -> None:
+    def __init__(
+        self, index: Index, encoder: Encoder, shards: Artifact | None, embeddings: Embeddings | None = None
+    ) -> None:
         self.index = index
         self.encoder = encoder
         self.shards = shards
+        self.embeddings = embeddings
         self.labels = Labels.of(index.column("labels"))
-        self.baselines: dict[str, tuple[Projection, NDArray[np.uint8]]] = {}
-        if shards is not None and len(self.labels.labelled):
-            vocabulary = Vocabulary.load(shards.path)
-            _require_same_terms(vocabulary, encoder, shards)
-            for name, projection in _projections(vocabulary, index.bits, seed).items():
-                self.baselines[name] = (projection, projection.encode(self.batches()).bytes_NC.numpy())
+        self.codes = np.concatenate(index.codes())
+        if shards is not None:
+            _require_same_terms(Vocabulary.load(shards.path), encoder, shards)
+            _require_same_documents(index, shards)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.encoder.tokenizer.vocabulary
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The shards' documents, in the order of the index. Raises Stale where they are others than the index's."""
+        """The shards' documents, in the order of the index."""
         assert self.shards is not None
-        ids, start = self.index.column("id"), 0
         for path in self.shards.files(".arrow"):
-            for batch in record_batches(path):
-                if pa.chunked_array([batch.column("id")]) != ids.slice(start, len(batch)):
-                    raise _other_documents(self.index, self.shards)
-                start += len(batch)
-                yield batch
-        if start != len(ids):
-            raise _other_documents(self.index, self.shards)
+            yield from record_batches(path)
 
     def take(self, rows: NDArray[np.int64]) -> pa.Table:
-        """The shards' documents at `rows`, which ascend."""
+        """The shards' documents at `rows`, which ascend. Raises Misuse where there are no shards."""
+        if self.shards is None:
+            raise Misuse(
+                f"{self.index.artifact.path} was not made from shards, so its documents cannot be asked for again; "
+                f"name queries: in the run's config, and give it with --config"
+            )
         taken, start = [], 0
         for batch in self.batches():
             here = rows[(rows >= start) & (rows < start + len(batch))] - start
@@ -67,11 +73,15 @@ def shards_of(index: Index, shards: Path | None) -> Artifact | None:
     return Artifact.open(codes.input_path("shards")) if named and codes.input_path("shards").exists() else None
 
 
-def _projections(vocabulary: Vocabulary, bits: int, seed: int) -> dict[str, Projection]:
-    return {
-        "simhash": simhash(vocabulary, bits),
-        "sign_random_projection": sign_random_projection(vocabulary, bits, seed),
-    }
+def _require_same_documents(index: Index, shards: Artifact) -> None:
+    ids, start = index.column("id"), 0
+    for path in shards.files(".arrow"):
+        for batch in record_batches(path):
+            if pa.chunked_array([batch.column("id")]) != ids.slice(start, len(batch)):
+                raise _other_documents(index, shards)
+            start += len(batch)
+    if start != len(ids):
+        raise _other_documents(index, shards)
 
 
 def _require_same_terms(vocabulary: Vocabulary, encoder: Encoder, shards: Artifact) -> None:

@@ -1,14 +1,21 @@
-"""Precision by label: how many of a query's nearest documents share a label with it. Shapes: Q queries, k hits."""
+"""Precision and recall by label: how many of a query's nearest documents share a label with it.
+
+Shapes: Q queries, N documents, R places of a ranking, K of them at which the figures are told.
+"""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Labels:
     """The labels of documents as numbers: document n has `values[offsets[n]:offsets[n + 1]]`, names of `names`."""
 
@@ -31,53 +38,40 @@ class Labels:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, document: int) -> "Labels":
-        """The labels of one document, as those of one."""
-        start, stop = self.offsets[document : document + 2]
-        return Labels(np.array([0, stop - start]), self.values[start:stop], self.names)
+    def __getitem__(self, documents: slice) -> "Labels":
+        """The labels of some documents."""
+        start, stop, _ = documents.indices(len(self))
+        offsets = self.offsets[start : stop + 1]
+        return Labels(offsets - offsets[0], self.values[offsets[0] : offsets[-1]], self.names)
 
     @property
     def labelled(self) -> NDArray[np.int64]:
         """The documents that have a label."""
         return np.flatnonzero(np.diff(self.offsets))
 
-    def relevant(self, rows: NDArray[np.int64], queries: "Labels") -> NDArray[np.bool_]:
-        """Whether document rows[q, i] shares a label with query q: (Q, k). Row -1 is no document, and not relevant."""
-        asked = np.zeros((len(queries), max(1, len(self.names))), dtype=bool)
-        asked[np.repeat(np.arange(len(queries)), np.diff(queries.offsets)), queries.values] = True
-        flat = rows.ravel()
-        counts = np.where(flat >= 0, self.offsets[flat + 1] - self.offsets[flat], 0)
-        places = np.repeat(np.arange(len(flat)), counts)
-        within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
-        labels = self.values[self.offsets[flat[places]] + within]
-        found = np.zeros(len(flat), dtype=bool)
-        found[places[asked[places // max(1, rows.shape[1]), labels]]] = True
-        return found.reshape(rows.shape)
+    def shared_with(self, queries: "Labels") -> NDArray[np.bool_]:
+        """Whether each document shares a label with each query, (Q, N)."""
+        shared: NDArray[np.bool_] = (queries.matrix @ self._transposed).toarray() > 0
+        return shared
+
+    @cached_property
+    def matrix(self) -> csr_matrix:
+        """1 where a document has a label, (N, labels)."""
+        ones = np.ones(len(self.values), np.float32)
+        return csr_matrix((ones, self.values, self.offsets), shape=(len(self), len(self.names)))
+
+    @cached_property
+    def _transposed(self) -> csr_matrix:
+        return self.matrix.T.tocsr()
 
 
-def precision(relevant: NDArray[np.bool_], found: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
-    """Share of relevant ones of each query's first k hits (Q, >= k), or of all where fewer were found: (Q,)."""
-    hits = np.maximum(found[:, :k].sum(axis=1), 1)
-    shares: NDArray[np.float64] = (relevant & found)[:, :k].sum(axis=1) / hits
-    return shares
+def ranks(documents: int) -> NDArray[np.int64]:
+    """The ranks at which precision and recall are told, of a ranking of so many documents."""
+    last = min(documents, RANKS[-1])
+    return np.array([*(rank for rank in RANKS if rank < last), last])
 
 
-def precision_over_ties(relevant: NDArray[np.bool_], distances: NDArray[np.int32], k: int) -> float:
-    """Expected share of relevant documents among the k nearest, if those at equal distance come in random order.
-
-    `relevant` and `distances` (n,) are those of all documents up to the k-th's distance, or beyond, in any order.
-    """
-    k = min(k, len(distances))
-    if k == 0:
-        return 0.0
-    last = np.partition(distances, k - 1)[k - 1]
-    nearer, tied = distances < last, distances == last
-    places = k - nearer.sum()
-    return float((relevant[nearer].sum() + places * relevant[tied].mean()) / k)
-
-
-def without_own(rows: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`rows` (Q, k + 1) without the query's own row (Q,), or without the last where it is not among them: (Q, k)."""
-    is_own = (rows == own[:, None]) & (own[:, None] >= 0)
-    is_own[~is_own.any(axis=1), -1] = True
-    return rows[~is_own].reshape(len(rows), rows.shape[1] - 1)
+def at_ranks(gains_QR: NDArray[np.floating], ranks_K: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What the first documents of each ranking gain together, up to each rank: (Q, K)."""
+    together: NDArray[np.float64] = np.cumsum(gains_QR, axis=1, dtype=np.float64)[:, ranks_K - 1]
+    return together

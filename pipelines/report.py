@@ -3,15 +3,40 @@
 from html import escape
 from typing import Any
 
-from pipelines.charts import cell, columns, drawing, figure, page
+from pipelines.charts import Axes, Line, cell, columns, drawing, figure, number, page, rank_lines
 
 NAMES = {
     "log_odds": "ours, by log-odds",
     "hamming": "ours, by Hamming",
-    "hamming_ties_averaged": "ours, by Hamming, over random tie orders",
     "simhash": "SimHash",
     "sign_random_projection": "sign random projection",
+    "lsi_itq": "LSI + ITQ, by Hamming",
+    "lsi_itq_asymmetric": "LSI + ITQ, asymmetric",
+    "encoder_signs": "encoder, signs of all dimensions",
+    "encoder_itq": "encoder + ITQ, by Hamming",
+    "encoder_itq_asymmetric": "encoder + ITQ, asymmetric",
+    "tfidf": "tf-idf cosine",
+    "bm25": "BM25",
+    "lsi": "LSI cosine, 128 floats",
+    "encoder": "encoder cosine",
 }
+COLOURS = {
+    "log_odds": "c0",
+    "hamming": "c0",
+    "lsi_itq": "c1",
+    "lsi_itq_asymmetric": "c1",
+    "lsi": "soft",
+    "tfidf": "c2",
+    "bm25": "c4",
+    "simhash": "c5",
+    "sign_random_projection": "c6",
+    "encoder_itq": "c3",
+    "encoder_itq_asymmetric": "c3",
+    "encoder_signs": "c7",
+    "encoder": "c7",
+}
+DASHED = ("hamming", "lsi_itq", "encoder_itq", "encoder_signs", "simhash", "sign_random_projection")
+"""Rankings by Hamming distance."""
 OURS = ("log_odds", "hamming")
 HEALTH = {
     "distinct_codes": "distinct codes",
@@ -19,6 +44,7 @@ HEALTH = {
     "collision_rate": "collision rate",
     "largest_bucket": "largest bucket, share of documents",
     "dead_bits": "dead bits",
+    "active_bits": "active bits: a one in 1 to 99 % of the codes",
     "bit_balance_mean": "share of ones, mean over bits",
     "correlation_mean": "correlation of two bits, mean",
     "correlation_max": "correlation of two bits, largest",
@@ -26,19 +52,31 @@ HEALTH = {
     "effective_components": "effective components",
     "mean_confidence": "mean confidence",
 }
+MORE_HEALTH = {
+    "active_units": "active units: their probability varies over the queries",
+    "rate": "rate, nats a document",
+    "uninformative": "share of documents without a known word",
+}
 Figures = dict[str, float | None]
 
 
 def html_report(report: dict[str, Any]) -> str:
     """The page for a report as `evaluate` makes it."""
-    facts = f"{report['documents']:,} documents, {report['bits']} bits each; {report['queries']:,} queries"
+    facts = f"{report['documents']:,} documents, {report['bits']} bits each; {report['asked']:,} queries"
     body = [
         "<h1>latentbits: evaluation</h1>",
         f"<p>{facts}</p>",
+        *(f'<p class="warning">{escape(line)}</p>' for line in report["warnings"]),
         *_precision(report),
+        *_label_free(report["label_free"]),
+        *_labels(report),
         "<h2>Code health</h2>",
-        health_table(report["code_health"]),
+        health_table(report["code_health"], HEALTH | MORE_HEALTH),
+        *_ties(report["ties_at_100"]),
         balance_chart(report["code_health"]["bit_means"] or []),
+        *_rate(report["code_health"]),
+        *_components(report["code_health"]["components"]),
+        *(_drift(report["drift"]) if "drift" in report else ()),
         "<h2>How this was measured</h2>",
         "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in report["protocol"]) + "</ul>",
     ]
@@ -46,41 +84,106 @@ def html_report(report: dict[str, Any]) -> str:
 
 
 def _precision(report: dict[str, Any]) -> list[str]:
-    at_100: Figures = report["precision_at_100"] | report["baselines"]
-    at_10: Figures = report["precision_at_10"] | report["baselines_at_10"]
-    if at_100["log_odds"] is None:
+    if report["precision_at_100"]["log_odds"] is None:
         return ["<h2>Precision</h2>", "<p>Not measured: there are no labels.</p>"]
-    return ["<h2>Precision at 100</h2>", _precision_chart(at_100), _precision_table(at_100, at_10)]
+    return ["<h2>Precision at 100</h2>", _precision_chart(report), _precision_table(report), *_curves(report["curves"])]
 
 
-def _precision_table(at_100: Figures, at_10: Figures) -> str:
-    rows = [
-        f"<tr><td>{escape(NAMES.get(name, name))}</td>{cell(value)}{cell(at_10[name])}</tr>"
-        for name, value in at_100.items()
-    ]
-    head = '<tr><th>codes</th><th class="figure">P@100</th><th class="figure">P@10</th></tr>'
-    return f"<table>{head}{''.join(rows)}</table>"
+def _precision_table(report: dict[str, Any]) -> str:
+    at_100 = report["ties_averaged"] | report["references"]
+    at_10 = report["ties_averaged_at_10"] | report["references_at_10"]
+    own = {name: report["precision_at_100"].get(name, report["baselines"].get(name)) for name in at_100}
+    behind = report["intervals"]["differences_at_100"]["log_odds"]
+    rows = []
+    for name, value in at_100.items():
+        low, high = report["intervals"]["precision_at_100"][name]
+        cells = [f'<td class="figure">{value:.3f} <small>{low:.3f} to {high:.3f}</small></td>']
+        cells.append(cell(at_10[name]))
+        cells.append(cell(own[name] if name not in report["references"] else None))
+        cells.append(_difference(behind.get(name)))
+        rows.append(f"<tr><td>{escape(NAMES[name])}</td>{''.join(cells)}</tr>")
+    heads = ("P@100, 95 % interval", "P@10", "P@100 in own order", "log-odds is above it by")
+    head = "".join(f'<th class="figure">{one}</th>' for one in heads)
+    return f'<div class="wide"><table><tr><th>ranking</th>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def _precision_chart(at_100: Figures) -> str:
-    shown = {name: value for name, value in at_100.items() if name != "hamming_ties_averaged" and value is not None}
+def _difference(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return cell(None)
+    low, high = found["interval"]
+    style = " alarm" if high < 0 else ""
+    return f'<td class="figure{style}">{found["mean"]:+.3f} <small>{low:+.3f} to {high:+.3f}</small></td>'
+
+
+def _precision_chart(report: dict[str, Any]) -> str:
+    shown: dict[str, float] = report["ties_averaged"] | report["references"]
+    top = max(*shown.values(), 1e-9)
     bars = []
-    for number, (name, value) in enumerate(shown.items()):
-        top, width = 30 * number + 4, 380 * value
+    for place, (name, value) in enumerate(shown.items()):
+        y, width = 30 * place + 4, 330 * value / top
+        low, high = (330 * end / top for end in report["intervals"]["precision_at_100"][name])
         side = "ours" if name in OURS else "theirs"
         bars.append(
-            f'<text x="0" y="{top + 15}">{escape(NAMES.get(name, name))}</text>'
-            f'<rect class="{side}" x="180" y="{top}" width="{width:.1f}" height="20" rx="2"/>'
-            f'<text x="{188 + width:.1f}" y="{top + 15}">{value:.3f}</text>'
+            f'<text x="0" y="{y + 15}">{escape(NAMES[name])}</text>'
+            f'<rect class="{side}" x="220" y="{y}" width="{width:.1f}" height="20" rx="2"/>'
+            f'<line style="stroke:var(--ink);stroke-dasharray:none" x1="{220 + low:.1f}" x2="{220 + high:.1f}" '
+            f'y1="{y + 10}" y2="{y + 10}"/>'
+            f'<text x="{228 + max(width, high):.1f}" y="{y + 15}">{value:.3f}</text>'
         )
-    said = ", ".join(f"{NAMES.get(name, name)} {value:.3f}" for name, value in shown.items())
-    return f"<figure>{drawing(f'Precision at 100: {said}', 30 * len(shown) + 4, bars)}</figure>"
+    said = "Precision at 100: " + ", ".join(f"{NAMES[name]} {value:.3f}" for name, value in shown.items())
+    caption = "Ties averaged; the line over the end of a bar is the 95 % bootstrap interval."
+    return figure(drawing(said, 30 * len(shown) + 4, bars), caption)
 
 
-def health_table(health: dict[str, Any]) -> str:
+def _curves(curves: dict[str, Any]) -> list[str]:
+    charts = []
+    for kind in ("precision", "recall"):
+        lines = [
+            Line(NAMES[name], values, COLOURS[name], name in DASHED, name in OURS)
+            for name, values in curves[kind].items()
+        ]
+        said = f"{kind.capitalize()} by rank of {len(lines)} rankings"
+        caption = f"{kind.capitalize()} by rank, ties averaged. Dashed: ranked by Hamming distance."
+        charts.append(figure(rank_lines(said, curves["ranks"], lines, kind), caption))
+    return ["<h2>By rank</h2>", *charts]
+
+
+def _label_free(found: dict[str, Any]) -> list[str]:
+    if found["reference"] is None:
+        return []
+    recall, gains = found["recall_at_100"], found["ndcg_at_100"]
+    rows = [f"<tr><td>{escape(NAMES[name])}</td>{cell(recall[name])}{cell(gains[name])}</tr>" for name in recall]
+    head = '<tr><th>ranking</th><th class="figure">recall@100</th><th class="figure">nDCG@100</th></tr>'
+    said = f"How many of the 100 exact nearest documents by {found['reference']} each ranking finds; no label is read."
+    return [
+        "<h2>Without labels</h2>",
+        f"<p>{said}</p>",
+        f'<div class="wide"><table>{head}{"".join(rows)}</table></div>',
+    ]
+
+
+def _labels(report: dict[str, Any]) -> list[str]:
+    rows = report["labels"]
+    if not rows:
+        return []
+    shown = [name for name in ("log_odds", "hamming", "lsi_itq", "lsi_itq_asymmetric", "tfidf") if name in rows[0]]
+    heads = "".join(f'<th class="figure">{escape(name)}</th>' for name in ("queries", "documents"))
+    heads += "".join(f'<th class="figure">{escape(NAMES[name])}</th>' for name in shown)
+    lines = [
+        f"<tr><td>{escape(str(row['label']))}</td>{cell(row['queries'])}{cell(row['documents'])}"
+        f"{''.join(cell(row[name]) for name in shown)}</tr>"
+        for row in rows
+    ]
+    table = f'<div class="wide"><table><tr><th>label</th>{heads}</tr>{"".join(lines)}</table></div>'
+    opened = " open" if len(rows) <= 25 else ""
+    said = f"P@100 over the queries of each of {len(rows)} labels"
+    return ["<h2>By label</h2>", f"<details{opened}><summary>{said}</summary>{table}</details>"]
+
+
+def health_table(health: dict[str, Any], names: dict[str, str] = HEALTH) -> str:
     """The figures of code health that are one number."""
-    rows = [f"<tr><td>{name}</td>{cell(health[key])}</tr>" for key, name in HEALTH.items()]
-    return f"<table>{''.join(rows)}</table>"
+    rows = [f"<tr><td>{name}</td>{cell(health[key])}</tr>" for key, name in names.items()]
+    return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
 def balance_chart(means: list[float]) -> str:
@@ -89,3 +192,68 @@ def balance_chart(means: list[float]) -> str:
         return ""
     said = f"Share of ones of each bit, from {min(means):.3f} to {max(means):.3f}"
     return figure(columns(said, means, 1.0, "bit", [(0.5, "0.5")]), f"{said}; half is best, 0 and 1 are dead bits.")
+
+
+def _ties(sizes: dict[str, float]) -> list[str]:
+    shown = [f"{number(sizes[name])} by {said}" for name, said in (("log_odds", "log-odds"), ("hamming", "Hamming"))]
+    return [f"<p>Documents that tie with the 100th nearest, itself included, on average: {' and '.join(shown)}.</p>"]
+
+
+def _rate(health: dict[str, Any]) -> list[str]:
+    groups = health["kl_groups"]
+    if not groups or max(groups) <= 0:
+        return []
+    top = max(max(groups), 0.7)
+    said = f"Rate of each group in nats, from {min(groups):.3f} to {max(groups):.3f}"
+    caption = (
+        f"{said}: the bits in their order, then the component where there is one. A bit holds ln 2 = 0.693 at most "
+    )
+    caption += "under an even prior; near 0 it says nothing."
+    return [figure(columns(said, [max(0.0, one) for one in groups], top, "group", [(0.693, "ln 2")]), caption)]
+
+
+def _components(components: list[dict[str, Any]]) -> list[str]:
+    if len(components) < 2:
+        return []
+    rows = [
+        f"<tr><td>{one['component']}</td>{cell(one['share'])}<td>{escape(' '.join(one['words']))}</td></tr>"
+        for one in components
+    ]
+    head = '<tr><th>component</th><th class="figure">share</th><th>words that it raises most</th></tr>'
+    caption = "Components by the mean code of their documents, on its two main directions; areas are shares of the "
+    caption += "documents. Good: many, of similar size, apart from one another."
+    table = f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+    return ["<h2>Components</h2>", figure(_component_map(components), caption), table]
+
+
+def _component_map(components: list[dict[str, Any]]) -> str:
+    xs, ys = [one["x"] for one in components], [one["y"] for one in components]
+    axes = Axes((min(xs), max(xs)), (min(ys), max(ys)), 400, ("first direction", "second direction"))
+    shapes = []
+    for one in components:
+        x, y, words = axes.across(one["x"]), axes.down(one["y"]), " ".join(one["words"])
+        said = f"component {one['component']}, {one['share']:.1%}: {words}"
+        radius = 60 * one["share"] ** 0.5
+        shapes.append(f'<circle class="ours" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{escape(said)}</title>')
+        shapes.append("</circle>")
+        name = " ".join(one["words"][:2]) or str(one["component"])
+        side = "right" if x > 500 else ""
+        shapes.append(f'<text class="small {side}" x="{x:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
+    return drawing(f"Map of {len(components)} components", 400, [*axes.shapes(), *shapes])
+
+
+def _drift(drift: dict[str, Any]) -> list[str]:
+    rows = {
+        "documents in both": drift["documents"],
+        "mean Hamming distance of a document's two codes": drift["mean_distance"],
+        "share of documents whose code is the same": drift["unchanged"],
+        "of the 10 nearest documents, both agree on": drift["neighbours_kept_at_10"],
+        "of the 100 nearest documents, both agree on": drift["neighbours_kept_at_100"],
+    }
+    lines = [f"<tr><td>{name}</td>{cell(value)}</tr>" for name, value in rows.items()]
+    body = ["<h2>Drift from the other codes</h2>", f'<div class="wide"><table>{"".join(lines)}</table></div>']
+    if flips := drift["flip_rates"]:
+        said = f"Share of documents in which each bit differs, from {min(flips):.3f} to {max(flips):.3f}"
+        caption = f"{said}; bits of two models that were trained apart differ in about half."
+        body.append(figure(columns(said, flips, 1.0, "bit", [(0.5, "0.5")]), caption))
+    return body

@@ -1,6 +1,5 @@
 """Evaluation against hand counts, enumeration, and a plain computation of the same figures on a whole small run."""
 
-import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -14,14 +13,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import ndcg_score
 
-from pipelines.artifact import Artifact, Draft, Input, Plan, begin, record_part
+from pipelines.artifact import Artifact, Draft, Input, Plan, begin, flat, record_part
+from pipelines.code_sets import CodeSet
 from pipelines.corpus import CorpusConfig, Document
 from pipelines.encode import codes_table
 from pipelines.encoder import Encoder
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.index import IndexConfig, index
-from pipelines.precision import Labels, precision, precision_over_ties, without_own
+from pipelines.precision import RANKS, Labels, at_ranks, ranks
+from pipelines.ranking import best, rank_keys, ranked
+from pipelines.search import Index
+from pipelines.tfidf import inverse_document_frequencies, unit_tfidf
 from pipelines.tokenizer import Tokenizer, learn_bpe
 from pipelines.vocabulary import Vocabulary, words
 from vae_core.decoders import BagOfWordsDecoderConfig
@@ -37,14 +41,11 @@ def lists(rows: list[list[str] | None]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(rows[:2], pa.list_(pa.string())), pa.array(rows[2:], pa.list_(pa.string()))])
 
 
-def test_precision_of_a_toy_counted_by_hand() -> None:
+def test_relevance_of_a_toy_counted_by_hand() -> None:
     database = Labels.of(lists([["a"], ["b", "c"], [], ["c"], None]))
     queries = Labels.of(lists([["c", "new"], ["a", "b"]]), database.names)
-    rows = np.array([[1, 2, 3, 0], [4, 0, -1, -1]])
-    relevant = database.relevant(rows, queries)
-    assert relevant.tolist() == [[True, False, True, False], [False, True, False, False]]
-    assert precision(relevant, rows >= 0, 2).tolist() == [1 / 2, 1 / 2]
-    assert precision(relevant, rows >= 0, 3).tolist() == [2 / 3, 1 / 2]
+    assert database.shared_with(queries).tolist() == [[False, True, False, True, False], [True, True, *[False] * 3]]
+    assert database.shared_with(queries[1:]).tolist() == [[True, True, False, False, False]]
     assert database.labelled.tolist() == [0, 1, 3]
 
 
@@ -54,27 +55,16 @@ def test_relevance_is_whether_two_sets_of_labels_meet(data: st.DataObject) -> No
     some = st.lists(st.lists(st.sampled_from("abcd"), max_size=3), min_size=1, max_size=8)
     held, asked = data.draw(some), data.draw(some)
     database = Labels.of(lists(held))
-    rows = np.tile(np.arange(-1, len(held)), (len(asked), 1))
-    relevant = database.relevant(rows, Labels.of(lists(asked), database.names))
-    assert relevant.tolist() == [[False, *(bool(set(one) & set(other)) for other in held)] for one in asked]
+    relevant = database.shared_with(Labels.of(lists(asked), database.names))
+    assert relevant.tolist() == [[bool(set(one) & set(other)) for other in held] for one in asked]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6), st.integers(1, 7))
-def test_precision_over_ties_is_the_mean_over_all_orders_of_tied_documents(
-    documents: list[tuple[int, bool]], k: int
-) -> None:
-    shares = []
-    for order in itertools.permutations(documents):
-        nearest = sorted(order, key=lambda document: document[0])[:k]
-        shares.append(sum(relevant for _, relevant in nearest) / len(nearest))
-    distances, relevant = np.array([d for d, _ in documents]), np.array([r for _, r in documents])
-    assert precision_over_ties(relevant, distances, k) == pytest.approx(np.mean(shares))
-
-
-def test_a_query_is_left_out_of_its_own_answer() -> None:
-    rows = np.array([[5, 2, 7], [1, 2, 3], [4, -1, -1], [3, -1, -1]])
-    assert without_own(rows, np.array([2, 9, 4, -1])).tolist() == [[5, 7], [1, 2], [-1, -1], [3, -1]]
+def test_ranks_end_where_the_documents_do() -> None:
+    assert ranks(5000).tolist() == list(RANKS)
+    assert ranks(100).tolist() == [1, 2, 5, 10, 20, 50, 100]
+    assert ranks(7).tolist() == [1, 2, 5, 7]
+    assert ranks(1).tolist() == [1]
+    assert at_ranks(np.array([[1.0, 0, 1, 1, 0, 1, 1]]), ranks(7)).tolist() == [[1, 1, 3, 5]]
 
 
 @dataclass(frozen=True)
@@ -87,11 +77,11 @@ class Run:
         return self.folder / "index"
 
 
-def some_documents(number: int, seed: int, *, labelled: bool = True) -> list[Document]:
+def some_documents(number: int, seed: int, *, labelled: bool = True, topics: int = 3) -> list[Document]:
     random = np.random.default_rng(seed)
     documents = []
     for row in range(number):
-        topic = list(TOPICS)[row % 3]
+        topic = list(TOPICS)[row % topics]
         text = " ".join(
             [*random.choice(TOPICS[topic].split(), 5), *random.choice(" ".join(TOPICS.values()).split(), 3)]
         )
@@ -99,9 +89,9 @@ def some_documents(number: int, seed: int, *, labelled: bool = True) -> list[Doc
     return documents
 
 
-def make_run(folder: Path, *, labelled: bool = True) -> Run:
+def make_run(folder: Path, *, labelled: bool = True, topics: int = 3) -> Run:
     """Shards, an untrained model, codes and an index of 140 documents, as the stages write them."""
-    documents = some_documents(140, 0, labelled=labelled)
+    documents = some_documents(140, 0, labelled=labelled, topics=topics)
     found = [set(words(document.text)) for document in documents]
     df = {term: sum(term in one for one in found) for term in set.union(*found)}
     tokenizer = Tokenizer(learn_bpe([document.text for document in documents], 300), Vocabulary.of(df, len(documents)))
@@ -166,6 +156,38 @@ def plain_precision(scores: np.ndarray, relevant: np.ndarray, k: int, own: np.nd
     return float(np.mean(shares))
 
 
+def over_ties(relevant: np.ndarray, scores: np.ndarray, k: int) -> float:
+    """The share among the k best if those of the last one's score are drawn at random."""
+    last = np.sort(scores)[-k]
+    better, tied = scores > last, scores == last
+    return float((relevant[better].sum() + (k - better.sum()) * relevant[tied].mean()) / k)
+
+
+def assert_consistent(report: dict) -> None:
+    """One figure under several names is one figure, and every one lies within its interval."""
+    curves, intervals = report["curves"], report["intervals"]
+    for place, k in ((curves["ranks"].index(k), k) for k in (10, 100)):
+        behind = "" if k == 100 else "_at_10"
+        for name, value in report[f"ties_averaged{behind}"].items() | report[f"references{behind}"].items():
+            assert curves["precision"][name][place] == pytest.approx(value)
+            low, high = intervals[f"precision_at_{k}"][name]
+            assert low - 1e-9 <= value <= high + 1e-9
+        for ours in ("log_odds", "hamming"):
+            for name, one in intervals[f"differences_at_{k}"][ours].items():
+                both = report[f"ties_averaged{behind}"] | report[f"references{behind}"]
+                assert one["mean"] == pytest.approx(both[ours] - both[name])
+                assert one["interval"][0] - 1e-9 <= one["mean"] <= one["interval"][1] + 1e-9
+        for name, value in report[f"baselines{behind}"].items():
+            assert curves["precision_in_own_order"][name][place] == pytest.approx(value)
+    for recall in curves["recall"].values():
+        assert recall == sorted(recall)
+        assert recall[-1] == pytest.approx(1)
+    queries = sum(row["queries"] for row in report["labels"])
+    assert queries == report["queries"]
+    for name, value in (report["ties_averaged"] | report["references"]).items():
+        assert sum(row["queries"] * row[name] for row in report["labels"]) / queries == pytest.approx(value)
+
+
 def plain_scores(run: Run, queries: list[Document]) -> dict[str, np.ndarray]:
     encoder = Encoder.load(run.folder / "model")
     held, asked = (encoder.encode(encoder.tokenizer.table(some)) for some in (run.documents, queries))
@@ -192,12 +214,14 @@ def test_figures_for_other_queries_are_those_of_a_plain_computation(run: Run, tm
         for k in (10, 100):
             expected = plain_precision(scores, meets(asked, run.documents), k)
             assert report[f"precision_at_{k}"][name] == pytest.approx(expected), (name, k)
-    tied = zip(meets(asked, run.documents), -plain_scores(run, asked)["hamming"], strict=True)
-    averaged = np.mean([precision_over_ties(relevant, distances, 10) for relevant, distances in tied])
-    assert report["precision_at_10"]["hamming_ties_averaged"] == pytest.approx(averaged)
-    assert set(report["baselines"]) == set(report["baselines_at_10"]) == {"simhash", "sign_random_projection"}
+        tied = [over_ties(*one, 10) for one in zip(meets(asked, run.documents), scores, strict=True)]
+        assert report["precision_at_10"][f"{name}_ties_averaged"] == pytest.approx(np.mean(tied))
+    baselines = {"simhash", "sign_random_projection", "lsi_itq", "lsi_itq_asymmetric"}
+    assert set(report["baselines"]) == set(report["baselines_at_10"]) == baselines
+    assert set(report["references"]) == {"tfidf", "bm25", "lsi"}
     # Three topics of equal size and mostly own words: codes from the words themselves are far better than chance.
-    assert min(report["baselines_at_10"].values()) > 0.5
+    assert min((report["baselines_at_10"] | report["references_at_10"]).values()) > 0.5
+    assert_consistent(report)
 
 
 def test_figures_for_a_sample_leave_each_query_out_of_its_answer(run: Run, tmp_path: Path) -> None:
@@ -228,10 +252,15 @@ def test_a_sample_is_the_same_for_one_seed(run: Run, tmp_path: Path) -> None:
 def test_documents_without_labels_are_reported_without_precision(tmp_path: Path) -> None:
     run = make_run(tmp_path, labelled=False)
     report = report_of(evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=None, shards=None))
-    assert report["precision_at_100"] == {"log_odds": None, "hamming": None, "hamming_ties_averaged": None}
+    assert set(report["precision_at_100"].values()) == {None}
     assert report["baselines"] == {}
+    assert report["labels"] == []
     assert report["code_health"]["documents"] == 140
-    assert "No document has a label" in report["protocol"][0]
+    assert "No document has a label" in report["warnings"][0]
+    assert report["label_free"]["reference"] == "tf-idf cosine"
+    assert set(report["label_free"]["recall_at_100"]) == set(report["label_free"]["ndcg_at_100"])
+    # All but 40 documents are among the 100 nearest, so even chance finds most.
+    assert all(0.5 < share <= 1 for share in report["label_free"]["recall_at_100"].values())
     assert "Not measured" in (tmp_path / "report" / "report.html").read_text()
 
 
@@ -281,3 +310,82 @@ def test_the_page_is_whole_and_loads_nothing(run: Run, tmp_path: Path) -> None:
     assert len(re.findall(r"<title>bit \d+: ", page)) == 16
     shown = f"{report_of(made)['precision_at_100']['log_odds']:.3f}"
     assert shown in page
+
+
+def test_agreement_with_exact_neighbours_is_that_of_scikit_learn(run: Run, tmp_path: Path) -> None:
+    report = report_of(evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=None, shards=None))
+    own = np.array([row for row, document in enumerate(run.documents) if document.labels])
+    scores = plain_scores(run, [run.documents[row] for row in own])
+    shards = Artifact.open(run.folder / "shards")
+    table = pa.concat_tables([pa.ipc.open_file(path).read_all() for path in shards.files(".arrow")])
+    unit = unit_tfidf(table, inverse_document_frequencies(Vocabulary.load(shards.path))).toarray()
+    recalls, gains = [], []
+    for query, row in enumerate(own):
+        others = np.arange(140) != row
+        cosine = (unit @ unit[row])[others]
+        nearest = np.argsort(-cosine, kind="stable")[:100]
+        worth = np.zeros(139)
+        worth[nearest] = cosine[nearest]
+        ranking = scores["hamming"][query][others].astype(float)
+        # scikit-learn averages the gains of tied documents, as we do.
+        gains.append(ndcg_score([worth], [ranking], k=100))
+        recalls.append(100 * over_ties(worth > 0, ranking, 100) / (worth > 0).sum())
+    assert report["label_free"]["ndcg_at_100"]["hamming"] == pytest.approx(np.mean(gains), abs=1e-5)
+    assert report["label_free"]["recall_at_100"]["hamming"] == pytest.approx(np.mean(recalls), abs=1e-5)
+
+
+def test_the_order_of_our_rankings_is_the_order_of_search(run: Run) -> None:
+    index_ = Index.open(run.index)
+    encoder = Encoder.load(run.folder / "model")
+    log_odds = encoder.encode(encoder.tokenizer.table(some_documents(30, 5))).log_odds
+    codes = CodeSet(np.concatenate(index_.codes()))
+    for rank, weights in (("log-odds", np.clip(log_odds, -10, 10)), ("hamming", np.sign(log_odds))):
+        rows = ranked(best(rank_keys(codes.scores(weights)), 50)).rows
+        np.testing.assert_array_equal(rows, index_.search(log_odds, 50, rank).rows)
+
+
+def test_one_label_for_all_documents_is_said_to_say_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, topics=1)
+    report = report_of(evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=None, shards=None))
+    assert "Every document has the label 'sea': any ranking is right" in report["warnings"][0]
+    assert "precision says nothing" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_queries_without_labels_are_asked_without_precision(run: Run, tmp_path: Path) -> None:
+    lines = [json.dumps({"id": q.id, "text": q.text}) for q in some_documents(20, 1)]
+    (tmp_path / "test.jsonl").write_text("\n".join([*lines, json.dumps({"id": "odd", "text": "zzz qqq"})]))
+    corpus = CorpusConfig(files=(str(tmp_path / "test.jsonl"),), id="id")
+    report = report_of(evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=corpus, shards=None))
+    assert (report["queries"], report["asked"]) == (0, 21)
+    assert "No query has a label" in report["warnings"][0]
+    assert "1 of 21 queries have no known word" in report["warnings"][1]
+    assert report["label_free"]["recall_at_100"]["lsi"] > 0.5
+    few = EvaluateConfig(most=7)
+    made = evaluate(run.index, None, tmp_path / "few", few, queries=corpus, shards=None)
+    assert report_of(made)["asked"] == 7
+
+
+def test_statistics_hold_the_reports_numbers_for_tracking(run: Run, tmp_path: Path) -> None:
+    made = evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=None, shards=None)
+    report, numbers = report_of(made), flat(made.manifest.statistics)
+    for name in ("precision_at_100.log_odds", "baselines.lsi_itq", "references.bm25", "label_free.ndcg_at_100.hamming"):
+        section, *rest = name.split(".")
+        value = report[section]
+        for key in rest:
+            value = value[key]
+        assert numbers[name] == value
+    assert numbers["code_health.effective_bits"] == report["code_health"]["effective_bits"]
+    assert all(isinstance(value, int | float) for value in numbers.values())
+
+
+def test_components_have_words_shares_and_places(run: Run, tmp_path: Path) -> None:
+    report = report_of(evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=None, shards=None))
+    health = report["code_health"]
+    assert sum(one["share"] for one in health["components"]) == pytest.approx(1)
+    assert len(health["components"]) == health["components_used"]
+    known = set(Vocabulary.load(run.folder / "model").ids)
+    assert all(len(one["words"]) == 8 and set(one["words"]) <= known for one in health["components"])
+    assert len(health["kl_groups"]) == 16 + 1
+    assert health["rate"] == pytest.approx(sum(health["kl_groups"]))
+    assert health["uninformative"] == 0
+    assert 0 <= health["active_units"] <= 16

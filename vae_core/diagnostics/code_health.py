@@ -15,6 +15,8 @@ from vae_core.codes import PackedCodes
 
 EXACT_ROWS = 1 << 16
 """Rows a product of bits is taken over at a time: float32 counts exactly up to 2**24, and is fast."""
+ACTIVE = 0.01
+"""A bit is active where more than this share of the codes has a one in it, and more than this share a zero."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,17 +88,18 @@ class CodeHealth:
     def as_dict(self) -> dict[str, Any]:
         """The figures, ready for JSON; those that the codes counted so far do not define are None.
 
-        bit_means: share of ones in each bit. dead_bits: bits that are the same in every code. correlation: of two
-        bits, over pairs without a dead one. effective_bits: Renyi entropy of order 2 of the codes, in bits.
-        collision_rate: share of pairs of documents with the same code. effective_components: exp of the entropy of
-        the components' shares.
+        bit_means: share of ones in each bit. dead_bits: bits that are the same in every code; active_bits: bits that
+        are not so in nearly every code. correlation: of two bits, over pairs without a dead one. effective_bits: Renyi
+        entropy of order 2 of the codes, in bits. collision_rate: share of pairs of documents with the same code.
+        component_counts: documents of each component; effective_components: exp of the entropy of their shares.
         """
         figures: dict[str, Any] = {"documents": self.documents, "bits": self.bits}
         return figures | self._balance() | self._correlation() | self._buckets() | self._component_use()
 
     def _balance(self) -> dict[str, Any]:
         if not self.documents:
-            return dict.fromkeys(("bit_means", "bit_balance_mean", "bit_balance_min", "bit_balance_max", "dead_bits"))
+            balance = ("bit_balance_mean", "bit_balance_min", "bit_balance_max")
+            return dict.fromkeys(("bit_means", *balance, "dead_bits", "active_bits"))
         means = self._ones_K.double() / self.documents
         return {
             "bit_means": means.tolist(),
@@ -104,6 +107,7 @@ class CodeHealth:
             "bit_balance_min": float(means.min()),
             "bit_balance_max": float(means.max()),
             "dead_bits": int((~self._alive()).sum()),
+            "active_bits": int(((means > ACTIVE) & (means < 1 - ACTIVE)).sum()),
         }
 
     def _correlation(self) -> dict[str, Any]:
@@ -134,6 +138,7 @@ class CodeHealth:
     def _component_use(self) -> dict[str, Any]:
         shares = self._component_counts[self._component_counts > 0].double() / max(1, self.documents)
         return {
+            "component_counts": self._component_counts.tolist(),
             "components_used": len(shares),
             "component_share_used": len(shares) / self.components if self.components else None,
             "effective_components": float(torch.special.entr(shares).sum().exp()) if len(shares) else None,

@@ -10,8 +10,9 @@ from pipelines.artifact import MANIFEST, Artifact, flat
 from pipelines.embed import embed
 from pipelines.encode import encode
 from pipelines.evaluate import evaluate
+from pipelines.graph import GraphConfig, graph
 from pipelines.index import index
-from pipelines.pretrain import pretrain
+from pipelines.pretrain import lends_neighbours, pretrain
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import shared_cluster
 from pipelines.slices import find_files
@@ -20,15 +21,17 @@ from pipelines.tracking import NoTracking, Tracker, Tracking, sqlite_uri
 from vae_core.errors import Misuse
 from vae_core.latents import SETS
 
-STAGES = ("tokenize", "embed", "pretrain", "encode", "index", "evaluate")
+STAGES = ("tokenize", "embed", "graph", "pretrain", "encode", "index", "evaluate")
 READS = {
     "embed": ("shards",),
+    "graph": ("shards",),
     "pretrain": ("shards",),
     "encode": ("shards", "model"),
     "index": ("codes",),
     "evaluate": ("index", "model"),
 }
 """The folders that a stage reads, of those that earlier stages always write."""
+ASKED_FOR_BY = {"embed": "embed.folder", "graph": "model.decoder.kind to bag_of_words and graph to {}"}
 SENDING_S = 30.0
 """How long a finished run waits for the tracking server to take the rest."""
 
@@ -70,8 +73,9 @@ def run(
     """
     chosen = _chosen(first, last)
     if not any(_has_work(stage, config) for stage in chosen):
-        raise Misuse(f"nothing asks for {chosen[0]}; set {chosen[0]}.folder")
+        raise Misuse(f"nothing asks for {chosen[0]}; set {ASKED_FOR_BY[chosen[0]]}")
     _require_codes(config, chosen)
+    _require_embeddings(config, chosen)
     _require_origins(config, chosen)
     tracking = _tracker(config.tracking, config.out, config.out.resolve().parent)
     stages = _stages(config, overwrite, progress, tracking)
@@ -112,6 +116,8 @@ def _chosen(first: str, last: str) -> tuple[str, ...]:
 
 def _has_work(stage: str, config: RunConfig) -> bool:
     """Whether the config asks for this stage; what it does not ask for is left out of the run."""
+    if stage == "graph":
+        return config.graph is not None and lends_neighbours(config.model)
     return stage != "embed" or config.embed.folder is not None
 
 
@@ -120,6 +126,13 @@ def _require_codes(config: RunConfig, chosen: tuple[str, ...]) -> None:
     kind = config.model.latent.kind
     if kind in SETS and "pretrain" in chosen and STAGES.index(chosen[-1]) >= STAGES.index("encode"):
         raise Misuse(f"a {kind} latent has no codes to encode and search; end the run with --until pretrain")
+
+
+def _require_embeddings(config: RunConfig, chosen: tuple[str, ...]) -> None:
+    """Raise Misuse where a model is to be trained on embeddings that nothing makes."""
+    there = (config.out / "embeddings").is_dir()
+    if config.model.joined and "pretrain" in chosen and config.embed.folder is None and not there:
+        raise Misuse("model.encoder.joined reads documents' embeddings, and nothing makes them; set embed.folder")
 
 
 def _require_origins(config: RunConfig, chosen: tuple[str, ...]) -> None:
@@ -139,9 +152,10 @@ def _stages(
     config: RunConfig, overwrite: bool, progress: Progress, tracking: Tracker
 ) -> list[tuple[str, str, Callable[[Path], Artifact]]]:
     """Stage, folder and how to make it: one entry here is all that a new stage needs."""
-    shards, embeddings, model, codes, index_ = (
-        config.out / name for name in ("shards", "embeddings", "model", "codes", "index")
+    shards, embeddings, near, model, codes, index_ = (
+        config.out / name for name in ("shards", "embeddings", "graph", "model", "codes", "index")
     )
+    embedded = embeddings if config.embed.folder is not None else None
 
     def make_shards(out: Path) -> Artifact:
         return tokenize(config.corpus, out, config.tokenize, overwrite=overwrite, progress=progress)
@@ -149,11 +163,22 @@ def _stages(
     def make_embeddings(out: Path) -> Artifact:
         return embed(shards, out, config.embed, overwrite=overwrite, progress=progress)
 
+    def make_graph(out: Path) -> Artifact:
+        how = config.graph or GraphConfig()
+        return graph(shards, out, how, embeddings=embedded, overwrite=overwrite, progress=progress)
+
     def make_model(out: Path) -> Artifact:
         how, parts = config.pretrain, config.model
-        beside = embeddings if parts.joined and embeddings.exists() else None
         return pretrain(
-            shards, out, parts, how, embeddings=beside, overwrite=overwrite, progress=progress, tracking=tracking
+            shards,
+            out,
+            parts,
+            how,
+            embeddings=embeddings if parts.joined and embeddings.exists() else None,
+            graph=near if _has_work("graph", config) else None,
+            overwrite=overwrite,
+            progress=progress,
+            tracking=tracking,
         )
 
     def make_codes(out: Path) -> Artifact:
@@ -179,6 +204,7 @@ def _stages(
     return [
         ("tokenize", "shards", make_shards),
         ("embed", "embeddings", make_embeddings),
+        ("graph", "graph", make_graph),
         ("pretrain", "model", make_model),
         ("encode", "codes", make_codes),
         ("index", "index", make_index),

@@ -27,6 +27,7 @@ from pipelines.queries import Queries, read_queries
 from pipelines.rankings import rankings
 from pipelines.report import html_report
 from pipelines.search import Index, require_model
+from pipelines.text_encoder import TextEncoder
 from vae_core.config import Config
 from vae_core.errors import Misuse
 
@@ -57,6 +58,7 @@ def evaluate(
     *,
     queries: CorpusConfig | None,
     shards: Path | None,
+    encoder_folder: Path | None = None,
     overwrite: bool = False,
     progress: Progress = Silent(),
 ) -> Artifact:
@@ -64,8 +66,9 @@ def evaluate(
 
     Queries are documents of `queries`, encoded with `model` (None: the one the index was made with), or a sample of
     the database's own, each left out of its own answer; with a label, where the database has any. The baselines need
-    the `shards` the database was made from (None: found through the lineage). Raises Misuse, Stale or Damaged where
-    these do not fit together.
+    the `shards` the database was made from (None: found through the lineage). `encoder_folder` is where the sentence
+    encoder lies now, for a model that reads its embeddings. Raises Misuse, Stale or Damaged where these do not fit
+    together.
     """
     opened = Index.open(index)
     trained = Artifact.open(model or opened.model_path(), "model")
@@ -78,7 +81,7 @@ def evaluate(
     draft = begin(out, _plan(inputs, queries, config), overwrite=overwrite)
     if isinstance(draft, Artifact):
         return draft
-    encoder = Encoder.load(trained.path)
+    encoder = Encoder.load(trained.path, encoder_folder)
     require_model(opened, encoder.fingerprint)
     database = Database(opened, encoder, tokenized, embedded)
     report = _report(database, queries, config, progress)
@@ -91,8 +94,9 @@ def _report(
     database: Database, corpus: CorpusConfig | None, config: EvaluateConfig, progress: Progress
 ) -> dict[str, Any]:
     queries, labelled = _queries(database, corpus, config, progress)
+    embedded_QD = _embedded(database, queries, progress) if database.embeddings else None
     log_odds_QK = _log_odds(database, queries, progress)
-    compared = rankings(database, queries, log_odds_QK, config.seed)
+    compared = rankings(database, queries, log_odds_QK, embedded_QD, config.seed)
     asked = Labels.of(queries.table.column("labels"), database.labels.names)
     labels = (database.labels, asked) if labelled else None
     measured = measure(compared, queries, len(database), labels, progress)
@@ -134,6 +138,20 @@ def _log_odds(database: Database, queries: Queries, progress: Progress) -> NDArr
     progress.start("evaluate", len(queries), "queries")
     for batch in queries.batches(QUERIES_AT_ONCE):
         parts.append(database.encoder.encode(batch.table).log_odds)
+        progress.advance(len(batch))
+    progress.finish()
+    return np.concatenate(parts)
+
+
+def _embedded(database: Database, queries: Queries, progress: Progress) -> NDArray[np.float32]:
+    """The queries' vectors, (Q, D): those of the database for its own documents, else of the same encoder."""
+    assert database.embeddings is not None
+    if (queries.own >= 0).all():
+        return database.embeddings.rows(queries.own)
+    encoder, parts = TextEncoder.load(database.embeddings.folder), []
+    progress.start("embed", len(queries), "queries")
+    for batch in queries.batches(QUERIES_AT_ONCE):
+        parts.append(encoder.embed_documents(database.encoder.tokenizer, batch.table).astype(np.float32))
         progress.advance(len(batch))
     progress.finish()
     return np.concatenate(parts)

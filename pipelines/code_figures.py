@@ -97,11 +97,19 @@ def _of_queries(database: Database, asked: pa.Table, log_odds_QK: NDArray[np.flo
     units = UnitVariance(database.index.bits)
     units.update(torch.from_numpy(log_odds_QK).sigmoid())
     model = database.encoder.model.eval()
-    rows = np.unique(np.linspace(0, len(asked) - 1, RATE_DOCUMENTS).astype(np.int64))
-    posterior = model.posterior(batch_of(asked.take(pa.array(rows)), tokens=model.reads_tokens))
+    some = asked.take(pa.array(np.unique(np.linspace(0, len(asked) - 1, RATE_DOCUMENTS).astype(np.int64))))
+    posterior = model.posterior(batch_of(some, tokens=model.reads_tokens, embeddings=_embedded(database, some)))
     kl_G = model.latent.kl_groups(posterior).double().mean(dim=0)
     active = units.active if len(log_odds_QK) > 1 else None
     return {"active_units": active, "rate": float(kl_G.sum()), "kl_groups": kl_G.tolist()}
+
+
+def _embedded(database: Database, documents: pa.Table) -> NDArray[np.float32] | None:
+    """The vectors that a joined model reads beside the words."""
+    encoder = database.encoder
+    if encoder.text_encoder is None:
+        return None
+    return encoder.text_encoder.embed_documents(encoder.tokenizer, documents).astype(np.float32)
 
 
 def _confidence(index: Index) -> NDArray[np.float32] | None:

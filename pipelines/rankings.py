@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
@@ -20,13 +19,11 @@ from pipelines.itq import quantise
 from pipelines.lsi import fit_lsi
 from pipelines.queries import Queries
 from pipelines.references import Reference, bm25_rows, counts_rows, tfidf_rows, unit_rows
-from pipelines.text_encoder import TextEncoder
 from pipelines.tfidf import inverse_document_frequencies, term_counts, unit_tfidf
 from vae_core.codes import MAX_LOG_ODDS, PackedCodes
 
 LSI_DIMENSIONS = 128
 """Of the float reference; LSI + ITQ has as many as there are bits."""
-TEXTS_AT_ONCE = 256
 
 
 class CodeRanking(NamedTuple):
@@ -47,7 +44,13 @@ class Rankings:
     exact: str | None
 
 
-def rankings(database: Database, queries: Queries, log_odds_QK: NDArray[np.float32], seed: int) -> Rankings:
+def rankings(
+    database: Database,
+    queries: Queries,
+    log_odds_QK: NDArray[np.float32],
+    embedded_QD: NDArray[np.float32] | None,
+    seed: int,
+) -> Rankings:
     """All that this database allows: without shards there are only ours, with embeddings also the encoder's."""
     codes = CodeSet(database.codes)
     ours = {
@@ -59,9 +62,9 @@ def rankings(database: Database, queries: Queries, log_odds_QK: NDArray[np.float
     baselines = _projected(database, queries, seed)
     references = _of_terms(database, queries)
     _add_lsi(database, queries, seed, baselines, references)
-    if database.embeddings is None:
+    if embedded_QD is None:
         return Rankings(ours, baselines, references, "tfidf")
-    _add_encoder(database, queries, seed, baselines, references)
+    _add_encoder(database, embedded_QD, seed, baselines, references)
     return Rankings(ours, baselines, references, "encoder")
 
 
@@ -116,14 +119,13 @@ def _add_lsi(
 
 def _add_encoder(
     database: Database,
-    queries: Queries,
+    asked_QD: NDArray[np.float32],
     seed: int,
     baselines: dict[str, CodeRanking],
     references: dict[str, Reference],
 ) -> None:
     embeddings = database.embeddings
     assert embeddings is not None
-    asked_QD = _embedded(database, queries)
     references["encoder"] = Reference(asked_QD, embeddings.blocks)
     _add_quantised("encoder_itq", embeddings.blocks, asked_QD, database, seed, baselines)
     own = np.concatenate([_packed(block) for block in embeddings.blocks()])
@@ -143,22 +145,6 @@ def _add_quantised(
     codes, values = CodeSet(packed), rotation.values(asked)
     baselines[name] = CodeRanking(codes, _signs_of(values))
     baselines[f"{name}_asymmetric"] = CodeRanking(codes, values)
-
-
-def _embedded(database: Database, queries: Queries) -> NDArray[np.float32]:
-    """The queries' vectors: those of the database for its own documents, else by the same encoder from the same text.
-
-    The text is what the tokens decode to, as it is for the database's vectors.
-    """
-    assert database.embeddings is not None
-    if (queries.own >= 0).all():
-        return database.embeddings.rows(queries.own)
-    encoder, tokenizer = TextEncoder.load(database.embeddings.folder), database.encoder.tokenizer
-    parts = []
-    for batch in queries.batches(TEXTS_AT_ONCE):
-        tokens: pa.ChunkedArray = batch.table.column("tokens")
-        parts.append(encoder.embed([tokenizer.decode(ids) for ids in tokens.to_pylist()]))
-    return np.concatenate(parts)
 
 
 def _signs_of(values: NDArray[np.float32]) -> NDArray[np.float32]:

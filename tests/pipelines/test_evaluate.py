@@ -14,10 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
+from text_encoder_files import write_text_encoder
 
 from pipelines.artifact import Artifact, Draft, Input, Plan, begin, flat, record_part
 from pipelines.code_sets import CodeSet
 from pipelines.corpus import CorpusConfig, Document
+from pipelines.embed import encoder_input, write_part
 from pipelines.encode import codes_table
 from pipelines.encoder import Encoder
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -25,6 +27,7 @@ from pipelines.index import IndexConfig, index
 from pipelines.precision import RANKS, Labels, at_ranks, ranks
 from pipelines.ranking import best, rank_keys, ranked
 from pipelines.search import Index
+from pipelines.text_encoder import TextEncoder
 from pipelines.tfidf import inverse_document_frequencies, unit_tfidf
 from pipelines.tokenizer import Tokenizer, learn_bpe
 from pipelines.vocabulary import Vocabulary, words
@@ -389,3 +392,41 @@ def test_components_have_words_shares_and_places(run: Run, tmp_path: Path) -> No
     assert health["rate"] == pytest.approx(sum(health["kl_groups"]))
     assert health["uninformative"] == 0
     assert 0 <= health["active_units"] <= 16
+
+
+def test_an_encoders_neighbours_and_codes_are_compared_with(run: Run, tmp_path: Path) -> None:
+    encoder = write_text_encoder(tmp_path / "encoder")
+    shards = Artifact.open(run.folder / "shards")
+    draft = begin(
+        tmp_path / "embeddings",
+        Plan(kind="embeddings", config={}, inputs=(shards.as_input("shards"), encoder_input(encoder))),
+    )
+    assert isinstance(draft, Draft)
+    loaded, tokenizer = TextEncoder.load(encoder), Tokenizer.load(run.folder / "shards")
+    parts = [write_part(loaded, tokenizer, shards.path, draft.path, path.name) for path in shards.files(".arrow")]
+    draft.finish(parts, {"documents": 140, "dimensions": loaded.dimensions})
+    queries = [query for query in some_documents(40, 1) if query.labels]
+    lines = [json.dumps({"id": q.id, "text": q.text, "topic": q.labels}) for q in queries]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    corpus = CorpusConfig(files=(str(tmp_path / "test.jsonl"),), id="id", labels="topic")
+    config = EvaluateConfig(embeddings=tmp_path / "embeddings")
+    report = report_of(evaluate(run.index, None, tmp_path / "report", config, queries=corpus, shards=None))
+    texts = [
+        tokenizer.decode(ids)
+        for some in (run.documents, queries)
+        for ids in tokenizer.table(some)["tokens"].to_pylist()
+    ]
+    vectors = loaded.embed(texts)
+    held, asked = vectors[:140], vectors[140:]
+    relevant = meets(queries, run.documents)
+    cosine = plain_precision(asked @ held.T, relevant, 10)
+    assert report["references_at_10"]["encoder"] == pytest.approx(cosine, abs=0.01)
+    distances = ((asked > 0)[:, None] != (held > 0)[None]).sum(axis=2)
+    assert report["baselines_at_10"]["encoder_signs"] == pytest.approx(
+        plain_precision(-distances, relevant, 10), abs=0.01
+    )
+    assert {"encoder_itq", "encoder_itq_asymmetric"} < set(report["baselines"])
+    assert report["label_free"]["reference"] == "encoder cosine"
+    assert "encoder" not in report["label_free"]["recall_at_100"]
+    own = report_of(evaluate(run.index, None, tmp_path / "own", config, queries=None, shards=None))
+    assert own["label_free"]["recall_at_100"]["encoder_signs"] > own["label_free"]["recall_at_100"]["simhash"]

@@ -199,7 +199,17 @@ def _stages(
     def make_report(out: Path) -> Artifact:
         how, queries = config.evaluate, config.query_corpus()
         known = shards if shards.exists() else None
-        return evaluate(index_, model, out, how, queries=queries, shards=known, overwrite=overwrite, progress=progress)
+        return evaluate(
+            index_,
+            model,
+            out,
+            how,
+            queries=queries,
+            shards=known,
+            encoder_folder=config.embed.folder,
+            overwrite=overwrite,
+            progress=progress,
+        )
 
     return [
         ("tokenize", "shards", make_shards),

@@ -82,7 +82,8 @@ def encode(
         return draft
     require_disk(out, needed=sum(item.inputs_bytes for item in items) // 4)
     progress.start("encode", total, unit)
-    load = partial(Encoder.load, trained.path, encoder_folder, embedded=embedded is not None)
+    place = encoder_folder.absolute() if encoder_folder else None  # workers have other working folders
+    load = partial(Encoder.load, trained.path, place, embedded=embedded is not None)
     make_worker = partial(_make_worker, load, _raw(source, draft), draft.path)
     found = {item.name: find_part(draft.path, item.name) for item in items}
     waiting = [item for item in items if found[item.name] is None]

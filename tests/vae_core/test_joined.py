@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from documents import EMPTY, batch_of, random_documents
+from documents import EMPTY, batch_of, planted_documents, random_documents
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -92,10 +92,10 @@ def test_documents_without_embeddings_are_refused(config: EncoderConfig) -> None
         built(config)(batch(None), batch(None).tfidf(IDF))
 
 
-def model_of(config: EncoderConfig) -> VAE:
+def model_of(config: EncoderConfig, terms: int = TERMS, tokens: int = TOKENS) -> VAE:
     latent = {"bits": 16, "components": 2}
     composition = Composition.model_validate({"encoder": config.model_dump(), "latent": latent})
-    return VAE(VAEConfig(**composition.model_dump(), terms=TERMS, tokens=TOKENS, embeddings=WIDTH))
+    return VAE(VAEConfig(**composition.model_dump(), terms=terms, tokens=tokens, embeddings=WIDTH))
 
 
 @every_encoder
@@ -109,9 +109,35 @@ def test_a_model_learns_from_embeddings_and_keeps_their_centre_on_disk(config: E
     model.save_pretrained(tmp_path)
     opened = VAE.from_pretrained(tmp_path)
     assert opened.config.joined
+    assert torch.equal(documents.to(torch.device("cpu")).embeddings, documents.embeddings)
     torch.testing.assert_close(opened.encode(documents).log_odds, model.eval().encode(documents).log_odds)
     moved = replace(documents, embeddings=cone(seed=2))
     assert (opened.encode(moved).log_odds - opened.encode(documents).log_odds).abs().max() > 1e-3
+
+
+@every_encoder
+def test_a_document_without_a_known_word_is_found_by_its_embedding(config: EncoderConfig) -> None:
+    """Topics of words come with topics of embeddings; what is left without words has the code of its topic."""
+    planted, topics = planted_documents(400, seed=0)
+    directions = torch.nn.functional.normalize(torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0)), dim=1)
+    noise = 0.2 * torch.randn(400, WIDTH, generator=torch.Generator().manual_seed(1))
+    embeddings = torch.nn.functional.normalize(directions[topics] + noise + 1, dim=1)
+    known = replace(batch_of(planted[:300]), embeddings=embeddings[:300])
+    torch.manual_seed(0)
+    model = model_of(config, terms=50, tokens=50)
+    model.start_from(torch.ones(50, dtype=torch.long), 300, known)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for step in range(60):
+        optimiser.zero_grad()
+        terms = model.train()(known, progress=step / 60)
+        (terms.kl_groups.sum(dim=1) - terms.log_px.mean(dim=0)).mean().backward()
+        optimiser.step()
+    model.eval()
+    database = model.encode(known).log_odds > 0
+    wordless = replace(batch_of([EMPTY] * 100), embeddings=embeddings[300:])
+    asked = model.encode(wordless).log_odds > 0
+    nearest = (asked.unsqueeze(1) != database).sum(dim=2).argmin(dim=1)
+    assert (topics[:300][nearest] == topics[300:]).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(

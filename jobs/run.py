@@ -199,6 +199,8 @@ def _stages(
     def make_report(out: Path) -> Artifact:
         how, queries = config.evaluate, config.query_corpus()
         known = shards if shards.exists() else None
+        if how.embeddings is None and embedded is not None:
+            how = how.model_copy(update={"embeddings": embedded})
         return evaluate(
             index_,
             model,

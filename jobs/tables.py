@@ -12,6 +12,7 @@ from rich.tree import Tree
 from jobs.console import results
 from jobs.doctor import Finding
 from jobs.run import Done, RunResult
+from pipelines.report import NAMES
 
 SNIPPET = 90
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
@@ -99,6 +100,27 @@ def print_diagnosis(found: dict[str, Any], page: Path) -> None:
     console.print(f"page: {page}", soft_wrap=True)
 
 
+def print_evaluation(report: dict[str, Any]) -> None:
+    """Every ranking's precision and agreement with exact neighbours, and what to beware of."""
+    for line in report["warnings"]:
+        results().print(f"[yellow]{escape(line)}[/yellow]", soft_wrap=True)
+    precision = report["ties_averaged"] | report["references"]
+    recall = report["label_free"]["recall_at_100"]
+    table = Table(box=None, pad_edge=False)
+    for name in ("ranking", "P@100", "95 % interval", "P@10", "of exact neighbours"):
+        table.add_column(name, justify="left" if name == "ranking" else "right")
+    at_10 = report["ties_averaged_at_10"] | report["references_at_10"]
+    for name in precision | recall:
+        low, high = report["intervals"]["precision_at_100"][name] if name in precision else (None, None)
+        interval = "-" if low is None else f"{low:.3f} to {high:.3f}"
+        table.add_row(
+            NAMES[name], _share(precision.get(name)), interval, _share(at_10.get(name)), _share(recall.get(name))
+        )
+    results().print(table)
+    if report["label_free"]["reference"]:
+        results().print(f"exact neighbours: the 100 nearest by {report['label_free']['reference']}", style="dim")
+
+
 def print_generated(made: dict[str, Any]) -> None:
     """Texts one below the other, or the words of components and bits."""
     names, rows = _generated(made)
@@ -169,6 +191,10 @@ def _nats(value: Any) -> str:
         known = value["exact"]
         return f"{value['lower']:.4g} to {value['upper']:.4g}" if known is None else f"{known:.4g}"
     return "-" if value is None else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _short(value: Any) -> str:

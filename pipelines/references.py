@@ -10,13 +10,14 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from pipelines.ranking import Ranked, best, rank_keys, ranked
 from pipelines.tfidf import term_counts, unit_tfidf
 from pipelines.vocabulary import Vocabulary
 
 QUERIES_AT_ONCE = 256
+DOCUMENTS_AT_ONCE = 1 << 14
 K1, B = 1.2, 0.75
 """BM25's usual settings: how soon a repeated term counts no more, and how much long documents are made up for."""
 Block: TypeAlias = "csr_matrix | NDArray[np.float32]"
@@ -37,7 +38,7 @@ def nearest(reference: Reference, own_Q: NDArray[np.int64], places: int) -> Rank
     """
     kept_QR = np.empty((len(own_Q), 0), np.int64)
     first = 0
-    for block in reference.documents():
+    for block in _grouped(reference.documents()):
         kept_QR = np.concatenate(
             [
                 best(
@@ -89,12 +90,28 @@ def _keys(queries: Block, block: Block, own_q: NDArray[np.int64], first: int) ->
     if isinstance(block, csr_matrix):
         assert isinstance(queries, csr_matrix)
         # Documents from the left: of all orders of this product the one whose inner loop is dense.
-        scores_qn = np.ascontiguousarray((block @ np.ascontiguousarray(queries.T.toarray())).T)
+        scores_qn = np.ascontiguousarray((block @ queries.T.toarray(order="C")).T)
     else:
         scores_qn = queries @ block.T
     here = np.flatnonzero((own_q >= first) & (own_q < first + block.shape[0]))
     scores_qn[here, own_q[here] - first] = -np.inf
     return rank_keys(scores_qn, first)
+
+
+def _grouped(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Small blocks together, since the queries' vectors are laid out anew for each."""
+    waiting: list[Block] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(one.shape[0] for one in waiting) >= DOCUMENTS_AT_ONCE:
+            yield _stacked(waiting)
+            waiting = []
+    if waiting:
+        yield _stacked(waiting)
+
+
+def _stacked(blocks: list[Block]) -> Block:
+    return np.concatenate(blocks) if isinstance(blocks[0], np.ndarray) else vstack(blocks, format="csr")
 
 
 def _batches(queries: int) -> list[slice]:

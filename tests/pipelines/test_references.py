@@ -29,7 +29,8 @@ def ordered(scores: np.ndarray, own: np.ndarray, places: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [7, 60])
-def test_tfidf_neighbours_are_those_of_scikit_learns_cosine(size: int) -> None:
+def test_tfidf_neighbours_are_those_of_scikit_learns_cosine(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.references.DOCUMENTS_AT_ONCE", 20)
     counts, own = counted(), np.array([3, -1, 5, -1])
     asked = counts[[3, 4, 5, 6]]
     vocabulary = vocabulary_of(counts)
@@ -60,7 +61,8 @@ def test_bm25_is_the_written_out_formula() -> None:
             assert weights[document, term] == pytest.approx(expected, rel=1e-5)
 
 
-def test_dense_neighbours_do_not_depend_on_blocks() -> None:
+def test_dense_neighbours_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.references.DOCUMENTS_AT_ONCE", 20)
     chance = np.random.default_rng(0)
     vectors = unit_rows(chance.standard_normal((90, 6)).astype(np.float32))
     own = np.array([0, 50])

@@ -332,25 +332,32 @@ def query(
 def evaluate(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run: shards, model, codes, index.")],
     config: Annotated[str | None, typer.Option(help="Its YAML file or recipe, for the queries it names.")] = None,
+    compare_codes: Annotated[
+        Path | None, typer.Option("--compare-codes", help="Other codes of the same documents: how far are these?")
+    ] = None,
     settings: Set = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Measure an index: precision by label, same-bit baselines, code health; writes RUN/report.
+    """Measure an index: precision and recall by label or by exact neighbours, same-bit baselines, code health.
 
-    Example: `latentbits evaluate runs/demo`
+    Writes RUN/report. Example: `latentbits evaluate runs/demo`
     """
     with working() as progress:
+        from jobs import tables
         from jobs.config import load_config
         from jobs.run import run as run_stages
 
-        loaded = load_config(config, [*(settings or []), _out(run_folder)])
+        others = [f"evaluate.compare_codes={json.dumps(str(compare_codes))}"] if compare_codes else []
+        loaded = load_config(config, [*(settings or []), *others, _out(run_folder)])
         result = run_stages(loaded, first="evaluate", overwrite=overwrite, progress=progress)
-    report = result.artifact("evaluate").path
+    folder = result.artifact("evaluate").path
+    report = json.loads((folder / "report.json").read_text())
     if as_json:
-        print_json(json.loads((report / "report.json").read_text()))
+        print_json(report)
     else:
-        typer.echo(f"{report / 'report.html'}\n{report / 'report.json'}")
+        tables.print_evaluation(report)
+        typer.echo(f"{folder / 'report.html'}\n{folder / 'report.json'}")
 
 
 app.command()(diagnose)

@@ -266,3 +266,20 @@ def test_a_full_disk_is_said_with_the_file_and_what_to_do(tiny: Tiny, tmp_path: 
     assert "make room on that disk, and the same command again goes on" in said.stderr
     assert "Traceback" not in said.stderr
     assert not (tmp_path / "index" / "manifest.json").exists()
+
+
+def test_evaluate_shows_every_ranking_and_the_drift_from_other_codes(
+    latentbits: Cli, tiny: Tiny, tmp_path: Path
+) -> None:
+    folder = tiny.copy(tmp_path).folder
+    again = ("evaluate", folder, "--set", "tracking.enabled=false", "--overwrite")
+    said = latentbits(*again, "--compare-codes", tiny.folder / "codes")
+    assert said.status == 0, said.err
+    assert "LSI + ITQ, asymmetric" in said.out
+    assert "exact neighbours: the 100 nearest by tf-idf cosine" in said.out
+    drift = json.loads((folder / "report" / "report.json").read_text())["drift"]
+    assert (drift["documents"], drift["mean_distance"], drift["neighbours_kept_at_10"]) == (300, 0.0, 1.0)
+    assert "Drift from the other codes" in (folder / "report" / "report.html").read_text()
+    wrong = latentbits(*again, "--compare-codes", folder / "model")
+    assert wrong.status == 2
+    assert "holds model, and codes is needed here" in wrong.err

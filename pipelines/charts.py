@@ -28,6 +28,8 @@ svg { width: 100%; height: auto; } figure > svg { min-width: 30rem; } .wide { ov
 table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: 600; }
 th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.figure { white-space: normal; vertical-align: bottom; } small { color: var(--soft); display: block; }
+.alarm small { color: inherit; }
 summary { cursor: pointer; color: var(--soft); } p.warning { border-left: 4px solid var(--c3); padding-left: .75rem; }
 td.good { color: var(--soft); font-size: .9rem; } .alarm { color: var(--c3); font-weight: 600; }
 text { fill: var(--ink); font: 13px system-ui, sans-serif; } text.soft { fill: var(--soft); }
@@ -182,7 +184,9 @@ def rank_lines(said: str, ranks: Sequence[int], lines: Sequence[Line], name: str
         path = "L".join(f"{axes.across(x):.1f} {axes.down(y):.1f}" for x, y in points)
         shapes.append(f'<path style="{line.style}" d="M{path}"><title>{escape(line.name)}</title></path>')
     sample = '<svg style="width:1.8em;height:.7em" viewBox="0 0 26 10"><path style="{}" d="M0 5L26 5"/></svg>'
-    keys = [f"<span>{sample.format(line.style)} {escape(line.name)}</span>" for line in lines]
+    keys = [
+        f'<span style="white-space:nowrap">{sample.format(line.style)} {escape(line.name)}</span>' for line in lines
+    ]
     return drawing(said, 340, [*axes.shapes(), *shapes]) + f"<p>{' &nbsp; '.join(keys)}</p>"
 
 

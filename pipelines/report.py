@@ -57,7 +57,8 @@ MORE_HEALTH = {
     "rate": "rate, nats a document",
     "uninformative": "share of documents without a known word",
 }
-Figures = dict[str, float | None]
+NAMED = 0.02
+"""Components of a smaller share have no name on the map, where they would hide one another's."""
 
 
 def html_report(report: dict[str, Any]) -> str:
@@ -98,13 +99,18 @@ def _precision_table(report: dict[str, Any]) -> str:
     for name, value in at_100.items():
         low, high = report["intervals"]["precision_at_100"][name]
         cells = [f'<td class="figure">{value:.3f} <small>{low:.3f} to {high:.3f}</small></td>']
-        cells.append(cell(at_10[name]))
-        cells.append(cell(own[name] if name not in report["references"] else None))
+        cells.append(_share(at_10[name]))
+        cells.append(_share(own[name] if name not in report["references"] else None))
         cells.append(_difference(behind.get(name)))
         rows.append(f"<tr><td>{escape(NAMES[name])}</td>{''.join(cells)}</tr>")
-    heads = ("P@100, 95 % interval", "P@10", "P@100 in own order", "log-odds is above it by")
+    heads = ("P@100", "P@10", "P@100 in own order", "log-odds is above it by")
     head = "".join(f'<th class="figure">{one}</th>' for one in heads)
     return f'<div class="wide"><table><tr><th>ranking</th>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _share(value: float | None) -> str:
+    """A precision or another share in a table."""
+    return cell(None) if value is None else f'<td class="figure">{value:.3f}</td>'
 
 
 def _difference(found: dict[str, Any] | None) -> str:
@@ -131,7 +137,9 @@ def _precision_chart(report: dict[str, Any]) -> str:
             f'<text x="{228 + max(width, high):.1f}" y="{y + 15}">{value:.3f}</text>'
         )
     said = "Precision at 100: " + ", ".join(f"{NAMES[name]} {value:.3f}" for name, value in shown.items())
-    caption = "Ties averaged; the line over the end of a bar is the 95 % bootstrap interval."
+    caption = (
+        "Ties averaged; the line over the end of a bar, and the small print below, is the 95 % bootstrap interval."
+    )
     return figure(drawing(said, 30 * len(shown) + 4, bars), caption)
 
 
@@ -152,7 +160,7 @@ def _label_free(found: dict[str, Any]) -> list[str]:
     if found["reference"] is None:
         return []
     recall, gains = found["recall_at_100"], found["ndcg_at_100"]
-    rows = [f"<tr><td>{escape(NAMES[name])}</td>{cell(recall[name])}{cell(gains[name])}</tr>" for name in recall]
+    rows = [f"<tr><td>{escape(NAMES[name])}</td>{_share(recall[name])}{_share(gains[name])}</tr>" for name in recall]
     head = '<tr><th>ranking</th><th class="figure">recall@100</th><th class="figure">nDCG@100</th></tr>'
     said = f"How many of the 100 exact nearest documents by {found['reference']} each ranking finds; no label is read."
     return [
@@ -166,12 +174,12 @@ def _labels(report: dict[str, Any]) -> list[str]:
     rows = report["labels"]
     if not rows:
         return []
-    shown = [name for name in ("log_odds", "hamming", "lsi_itq", "lsi_itq_asymmetric", "tfidf") if name in rows[0]]
+    shown = [name for name in ("log_odds", "hamming", "lsi_itq_asymmetric", "encoder", "tfidf") if name in rows[0]]
     heads = "".join(f'<th class="figure">{escape(name)}</th>' for name in ("queries", "documents"))
     heads += "".join(f'<th class="figure">{escape(NAMES[name])}</th>' for name in shown)
     lines = [
         f"<tr><td>{escape(str(row['label']))}</td>{cell(row['queries'])}{cell(row['documents'])}"
-        f"{''.join(cell(row[name]) for name in shown)}</tr>"
+        f"{''.join(_share(row[name]) for name in shown)}</tr>"
         for row in rows
     ]
     table = f'<div class="wide"><table><tr><th>label</th>{heads}</tr>{"".join(lines)}</table></div>'
@@ -216,30 +224,35 @@ def _components(components: list[dict[str, Any]]) -> list[str]:
     if len(components) < 2:
         return []
     rows = [
-        f"<tr><td>{one['component']}</td>{cell(one['share'])}<td>{escape(' '.join(one['words']))}</td></tr>"
+        f"<tr><td>{one['component']}</td>{_share(one['share'])}<td>{escape(' '.join(one['words']))}</td></tr>"
         for one in components
     ]
     head = '<tr><th>component</th><th class="figure">share</th><th>words that it raises most</th></tr>'
     caption = "Components by the mean code of their documents, on its two main directions; areas are shares of the "
-    caption += "documents. Good: many, of similar size, apart from one another."
+    caption += "documents, small ones unnamed. Good: many, of similar size, apart from one another."
     table = f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
     return ["<h2>Components</h2>", figure(_component_map(components), caption), table]
 
 
 def _component_map(components: list[dict[str, Any]]) -> str:
-    xs, ys = [one["x"] for one in components], [one["y"] for one in components]
-    axes = Axes((min(xs), max(xs)), (min(ys), max(ys)), 400, ("first direction", "second direction"))
-    shapes = []
+    xs, ys = ([one[name] for one in components] for name in "xy")
+    (left, right), (low, high) = ((min(ends), max(ends)) for ends in (xs, ys))
+    aside, above = 0.12 * (right - left), 0.1 * (high - low)
+    axes = Axes(
+        (left - aside, right + aside), (low - above, high + above), 420, ("first direction", "second direction")
+    )
+    circles, names = [], []
     for one in components:
-        x, y, words = axes.across(one["x"]), axes.down(one["y"]), " ".join(one["words"])
-        said = f"component {one['component']}, {one['share']:.1%}: {words}"
-        radius = 60 * one["share"] ** 0.5
-        shapes.append(f'<circle class="ours" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{escape(said)}</title>')
-        shapes.append("</circle>")
-        name = " ".join(one["words"][:2]) or str(one["component"])
-        side = "right" if x > 500 else ""
-        shapes.append(f'<text class="small {side}" x="{x:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
-    return drawing(f"Map of {len(components)} components", 400, [*axes.shapes(), *shapes])
+        x, y, radius = axes.across(one["x"]), axes.down(one["y"]), 60 * one["share"] ** 0.5
+        said = escape(f"component {one['component']}, {one['share']:.1%}: {' '.join(one['words'])}")
+        circles.append(
+            f'<circle class="ours" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{said}</title></circle>'
+        )
+        if one["share"] >= NAMED:
+            name = escape(" ".join(one["words"][:2]) or str(one["component"]))
+            at, side = (x - radius - 3, "right") if x > 480 else (x + radius + 3, "left")
+            names.append(f'<text class="small {side}" x="{at:.1f}" y="{y + 4:.1f}">{name}</text>')
+    return drawing(f"Map of {len(components)} components", 420, [*axes.shapes(), *circles, *names])
 
 
 def _drift(drift: dict[str, Any]) -> list[str]:

@@ -1,10 +1,12 @@
-"""embed: shards -> embeddings. A pool of workers, each with the encoder loaded once; one shard an item."""
+"""embed: shards -> embeddings. A pool of workers, each with the encoder loaded once; a record batch an item."""
 
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
@@ -60,20 +62,19 @@ def embed(
     if isinstance(draft, Artifact):
         return draft
     dimensions = TextEncoder.load(folder).dimensions
-    parts = {part.name: part for part in source.manifest.parts if part.name.endswith(".arrow")}
-    rows = sum(part.rows for part in parts.values())
-    require_disk(out, needed=2 * dimensions * rows)
+    pieces = _pieces(source, draft)
+    rows = sum(piece.rows for piece in pieces)
+    require_disk(out, needed=4 * dimensions * rows)
     progress.start("embed", rows, "documents")
-    found = {name: find_part(draft.path, name) for name in parts}
-    for part in filter(None, found.values()):
-        progress.advance(part.rows, f"{part.rows:,} embeddings were there")
-    waiting = [name for name, part in found.items() if part is None]
-    make_worker = partial(_make_worker, source.path, folder, draft.path)
-    for part in scatter(make_worker, waiting, workers=config.workers):
-        found[part.name] = part
-        progress.advance(part.rows, f"{part.rows:,} embeddings in {part.name}")
+    waiting = [piece for piece in pieces if not (draft.scratch / piece.name).exists()]
+    if there := rows - sum(piece.rows for piece in waiting):
+        progress.advance(there, f"{there:,} embeddings were there")
+    make_worker = partial(_make_worker, source.path, folder, draft.scratch)
+    for piece in scatter(make_worker, waiting, workers=config.workers):
+        progress.advance(piece.rows, f"{piece.rows:,} embeddings of {piece.part}")
     progress.finish()
-    return _finished(draft, [part for part in found.values() if part], dimensions)
+    parts = [_part(draft, path.name, pieces, dimensions) for path in source.files(".arrow")]
+    return draft.finish(parts, {"documents": sum(part.rows for part in parts), "dimensions": dimensions})
 
 
 def encoder_input(folder: Path) -> Input:
@@ -89,28 +90,59 @@ def _folder(config: EmbedConfig) -> Path:
     return config.folder.absolute()
 
 
-def _make_worker(shards: Path, folder: Path, out: Path) -> Callable[[str], Part]:
+class _Piece(Config):
+    """A record batch of a shard: minutes of work, so that little is lost by a kill and a small corpus has many."""
+
+    part: str
+    batch: int
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """Its vectors' file in the scratch folder."""
+        return f"{self.part}-{self.batch:05d}.npy"
+
+
+def _pieces(shards: Artifact, draft: Draft) -> list[_Piece]:
+    """The record batches of the parts that are not done."""
+    return [
+        _Piece(part=path.name, batch=number, rows=batch.num_rows)
+        for path in shards.files(".arrow")
+        if find_part(draft.path, path.name) is None
+        for number, batch in enumerate(record_batches(path))
+    ]
+
+
+def _make_worker(shards: Path, folder: Path, scratch: Path) -> Callable[[_Piece], _Piece]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
-    return partial(write_part, TextEncoder.load(folder), Tokenizer.load(shards), shards, out)
+    return partial(_embed_piece, TextEncoder.load(folder), Tokenizer.load(shards), shards, scratch)
 
 
-def write_part(encoder: TextEncoder, tokenizer: Tokenizer, shards: Path, out: Path, name: str) -> Part:
-    """The embeddings of the shard `name`, row by row, and their receipt."""
-    kind = vector_type(encoder.dimensions)
+def _embed_piece(encoder: TextEncoder, tokenizer: Tokenizer, shards: Path, scratch: Path, piece: _Piece) -> _Piece:
+    batch = next(islice(record_batches(shards / piece.part), piece.batch, None))
+    vectors = encoder.embed_documents(tokenizer, batch)
+    with replacing(scratch / piece.name) as temporary, temporary.open("wb") as file:
+        np.save(file, vectors)
+    return piece
+
+
+def _part(draft: Draft, name: str, pieces: list[_Piece], dimensions: int) -> Part:
+    """The part `name` with its receipt, put together from its pieces, a record batch each."""
+    if found := find_part(draft.path, name):
+        return found
+    kind, files = vector_type(dimensions), [draft.scratch / piece.name for piece in pieces if piece.part == name]
     rows = 0
     with (
-        replacing(out / name) as temporary,
+        replacing(draft.path / name) as temporary,
         pa.ipc.new_file(str(temporary), pa.schema([(COLUMN, kind)])) as writer,
     ):
-        for batch in record_batches(shards / name):
-            vectors = encoder.embed_documents(tokenizer, batch)
-            writer.write_batch(
-                pa.record_batch([pa.FixedSizeListArray.from_arrays(vectors.ravel(), type=kind)], [COLUMN])
-            )
+        for file in files:
+            vectors = np.load(file)
+            column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), type=kind)
+            writer.write_batch(pa.record_batch([column], [COLUMN]))
             rows += len(vectors)
-    return record_part(out, name, rows)
-
-
-def _finished(draft: Draft, parts: list[Part], dimensions: int) -> Artifact:
-    return draft.finish(parts, {"documents": sum(part.rows for part in parts), "dimensions": dimensions})
+    part = record_part(draft.path, name, rows)
+    for file in files:
+        file.unlink()
+    return part

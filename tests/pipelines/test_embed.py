@@ -13,12 +13,13 @@ import pytest
 import torch
 from text_encoder_files import write_text_encoder
 
-from pipelines import slices
+from pipelines import shard_parts, slices
 from pipelines.artifact import Artifact
 from pipelines.corpus import CorpusConfig
 from pipelines.embed import EmbedConfig, embed
 from pipelines.embeddings import Embeddings
 from pipelines.scatter import scatter
+from pipelines.shards import record_batches
 from pipelines.text_encoder import TextEncoder
 from pipelines.tokenize import tokenize
 from pipelines.tokenize_config import TokenizeConfig
@@ -38,6 +39,7 @@ def _small_slices_in_process() -> Iterator[None]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slices, "SMALLEST", 6000)
+        patch.setattr(shard_parts, "BATCH_DOCUMENTS", 7)
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         for stage in (module, sys.modules[tokenize.__module__]):
             patch.setattr(stage, "scatter", one_after_another)
@@ -100,7 +102,7 @@ def test_rows_are_taken_in_the_order_asked_for(made: Artifact, shards: Artifact,
 def test_a_killed_run_makes_only_what_is_missing(
     made: Artifact, shards: Artifact, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, done = EmbedConfig(folder=folder), []
+    config, done = EmbedConfig(folder=folder), list[Any]()
 
     def killed(make_worker: Callable[[], Callable[[Any], Any]], items: Iterable[Any], **_: Any) -> Iterator[Any]:
         work = make_worker()
@@ -120,9 +122,35 @@ def test_a_killed_run_makes_only_what_is_missing(
     assert not (tmp_path / "out" / "manifest.json").exists()
     monkeypatch.setattr(module, "scatter", counted)
     again = embed(shards.path, tmp_path / "out", config)
-    assert done == [path.name for path in shards.files(".arrow")][2:]
+    pieces = [(path.name, number) for path in shards.files(".arrow") for number, _ in enumerate(record_batches(path))]
+    assert [(piece.part, piece.batch) for piece in done] == pieces[2:]
+    assert len(pieces) > 2 * len(shards.files(".arrow"))
     assert [part.checksum for part in again.manifest.parts] == [part.checksum for part in made.manifest.parts]
     assert again.fingerprint == made.fingerprint
+
+
+def test_parts_that_were_put_together_before_a_kill_stay(
+    made: Artifact, shards: Artifact, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = module.record_part
+    recorded: list[str] = []
+
+    def killed(draft: Path, name: str, rows: int) -> Any:
+        if len(recorded) == 2:
+            raise KeyboardInterrupt
+        recorded.append(name)
+        return written(draft, name, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "record_part", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed(shards.path, tmp_path / "out", EmbedConfig(folder=folder))
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.arrow") if path.name in recorded}
+    monkeypatch.setattr(module, "scatter", lambda _, items, **__: iter(()) if not items else pytest.fail("made again"))
+    again = embed(shards.path, tmp_path / "out", EmbedConfig(folder=folder))
+    assert len(first) == 2
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert [part.checksum for part in again.manifest.parts] == [part.checksum for part in made.manifest.parts]
 
 
 def test_another_encoder_or_other_shards_make_it_stale(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,7 +20,7 @@ from text_encoder_files import write_text_encoder
 from pipelines.artifact import Artifact, Draft, Input, Plan, begin, flat, record_part
 from pipelines.code_sets import CodeSet
 from pipelines.corpus import CorpusConfig, Document
-from pipelines.embed import encoder_input, write_part
+from pipelines.embed import EmbedConfig, embed
 from pipelines.encode import codes_table
 from pipelines.encoder import Encoder
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -394,17 +395,13 @@ def test_components_have_words_shares_and_places(run: Run, tmp_path: Path) -> No
     assert 0 <= health["active_units"] <= 16
 
 
-def test_an_encoders_neighbours_and_codes_are_compared_with(run: Run, tmp_path: Path) -> None:
+def test_an_encoders_neighbours_and_codes_are_compared_with(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[embed.__module__], "scatter", lambda make, items, **_: map(make(), items))
     encoder = write_text_encoder(tmp_path / "encoder")
-    shards = Artifact.open(run.folder / "shards")
-    draft = begin(
-        tmp_path / "embeddings",
-        Plan(kind="embeddings", config={}, inputs=(shards.as_input("shards"), encoder_input(encoder))),
-    )
-    assert isinstance(draft, Draft)
+    embed(run.folder / "shards", tmp_path / "embeddings", EmbedConfig(folder=encoder))
     loaded, tokenizer = TextEncoder.load(encoder), Tokenizer.load(run.folder / "shards")
-    parts = [write_part(loaded, tokenizer, shards.path, draft.path, path.name) for path in shards.files(".arrow")]
-    draft.finish(parts, {"documents": 140, "dimensions": loaded.dimensions})
     queries = [query for query in some_documents(40, 1) if query.labels]
     lines = [json.dumps({"id": q.id, "text": q.text, "topic": q.labels}) for q in queries]
     (tmp_path / "test.jsonl").write_text("\n".join(lines))

@@ -18,7 +18,7 @@ from pipelines.database import Database, shards_of
 from pipelines.drift import drift
 from pipelines.embeddings import Embeddings
 from pipelines.encoder import Encoder
-from pipelines.evaluation_figures import label_figures, label_free_figures, precision_figures
+from pipelines.evaluation_figures import CUTS, label_figures, label_free_figures, precision_figures
 from pipelines.measure import measure
 from pipelines.precision import Labels
 from pipelines.progress import Progress, Silent
@@ -33,6 +33,7 @@ from vae_core.errors import Misuse
 
 QUERIES_AT_ONCE = 256
 SCALARS = (int, float)
+INTERVALS = tuple(f"precision_at_{k}" for k in CUTS)
 
 
 class EvaluateConfig(Config):
@@ -184,13 +185,18 @@ def _write(draft: Draft, report: dict[str, Any]) -> Artifact:
 
 def _statistics(report: dict[str, Any]) -> dict[str, Any]:
     """The report's single numbers, which are what tracking takes: lists stay in the report."""
-    return {
+    numbers = {
         name: _numbers(value) if isinstance(value, dict) else value
         for name, value in report.items()
         if isinstance(value, (*SCALARS, dict)) and name not in ("intervals", "curves")
     }
+    return numbers | {"intervals": {name: _ends(report["intervals"].get(name, {})) for name in INTERVALS}}
 
 
 def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
     nested = {name: _numbers(value) for name, value in figures.items() if isinstance(value, dict)}
     return {name: value for name, value in figures.items() if isinstance(value, SCALARS)} | nested
+
+
+def _ends(intervals: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    return {name: {"low": low, "high": high} for name, (low, high) in intervals.items()}

@@ -379,6 +379,8 @@ def test_statistics_hold_the_reports_numbers_for_tracking(run: Run, tmp_path: Pa
             value = value[key]
         assert numbers[name] == value
     assert numbers["code_health.effective_bits"] == report["code_health"]["effective_bits"]
+    ends = [numbers[f"intervals.precision_at_10.simhash.{end}"] for end in ("low", "high")]
+    assert ends == report["intervals"]["precision_at_10"]["simhash"]
     assert all(isinstance(value, int | float) for value in numbers.values())
 
 

@@ -27,7 +27,7 @@ from pipelines.queries import Queries, read_queries
 from pipelines.rankings import rankings
 from pipelines.report import html_report
 from pipelines.search import Index, require_model
-from pipelines.text_encoder import TextEncoder
+from pipelines.text_encoder import TextEncoder, folder_fingerprint
 from vae_core.config import Config
 from vae_core.errors import Misuse
 
@@ -85,18 +85,22 @@ def evaluate(
     encoder = Encoder.load(trained.path, encoder_folder)
     require_model(opened, encoder.fingerprint)
     database = Database(opened, encoder, tokenized, embedded)
-    report = _report(database, queries, config, progress)
+    report = _report(database, queries, config, encoder_folder, progress)
     if other is not None:
         report["drift"] = drift(opened, other, config.seed)
     return _write(draft, report)
 
 
 def _report(
-    database: Database, corpus: CorpusConfig | None, config: EvaluateConfig, progress: Progress
+    database: Database,
+    corpus: CorpusConfig | None,
+    config: EvaluateConfig,
+    encoder_folder: Path | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     queries, labelled = _queries(database, corpus, config, progress)
-    embedded_QD = _embedded(database, queries, progress) if database.embeddings else None
-    log_odds_QK = _log_odds(database, queries, progress)
+    embedded_QD = _embedded(database, queries, encoder_folder, progress) if database.embeddings else None
+    log_odds_QK = _log_odds(database, queries, embedded_QD, progress)
     compared = rankings(database, queries, log_odds_QK, embedded_QD, config.seed)
     asked = Labels.of(queries.table.column("labels"), database.labels.names)
     labels = (database.labels, asked) if labelled else None
@@ -133,23 +137,36 @@ def _queries(
     raise Misuse(f"no document of {', '.join(corpus.files)} is left to ask with; look at queries.where and corpus.text")
 
 
-def _log_odds(database: Database, queries: Queries, progress: Progress) -> NDArray[np.float32]:
-    """The queries' unrounded codes, (Q, K)."""
-    parts = []
+def _log_odds(
+    database: Database, queries: Queries, embedded_QD: NDArray[np.float32] | None, progress: Progress
+) -> NDArray[np.float32]:
+    """The queries' unrounded codes, (Q, K); a model that reads the same encoder's vectors is given these."""
+    beside_QD = embedded_QD if _reads_the_same(database) else None
+    parts: list[NDArray[np.float32]] = []
     progress.start("evaluate", len(queries), "queries")
-    for batch in queries.batches(QUERIES_AT_ONCE):
-        parts.append(database.encoder.encode(batch.table).log_odds)
+    for start, batch in zip(range(0, len(queries), QUERIES_AT_ONCE), queries.batches(QUERIES_AT_ONCE), strict=True):
+        vectors = None if beside_QD is None else beside_QD[start : start + QUERIES_AT_ONCE]
+        parts.append(database.encoder.encode(batch.table, vectors).log_odds)
         progress.advance(len(batch))
     progress.finish()
     return np.concatenate(parts)
 
 
-def _embedded(database: Database, queries: Queries, progress: Progress) -> NDArray[np.float32]:
+def _reads_the_same(database: Database) -> bool:
+    reads, held = database.encoder.text_encoder, database.embeddings
+    if reads is None or held is None:
+        return False
+    return folder_fingerprint(reads.folder) == held.artifact.input("encoder").fingerprint
+
+
+def _embedded(
+    database: Database, queries: Queries, encoder_folder: Path | None, progress: Progress
+) -> NDArray[np.float32]:
     """The queries' vectors, (Q, D): those of the database for its own documents, else of the same encoder."""
     assert database.embeddings is not None
     if (queries.own >= 0).all():
         return database.embeddings.rows(queries.own)
-    encoder, parts = TextEncoder.load(database.embeddings.folder), []
+    encoder, parts = TextEncoder.of_model(database.embeddings.artifact, encoder_folder), []
     progress.start("embed", len(queries), "queries")
     for batch in queries.batches(QUERIES_AT_ONCE):
         parts.append(encoder.embed_documents(database.encoder.tokenizer, batch.table).astype(np.float32))

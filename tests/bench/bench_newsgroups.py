@@ -1,4 +1,4 @@
-"""20 Newsgroups from the parquet file to the report with the recipe `newsgroups`: minutes, and P@100 beside SimHash."""
+"""20 Newsgroups from the parquet file to the report with the recipe `newsgroups`: minutes, and P@100 beside LSI + ITQ and SimHash."""
 
 import json
 import sys
@@ -28,8 +28,8 @@ def main() -> Iterator[dict[str, object]]:
         report = json.loads((Path(folder) / "run" / "report" / "report.json").read_text())
     name = "newsgroups, parquet to report"
     yield {"bench": name, "ours": seconds, "theirs": SECONDS, "unit": "s", "ratio": seconds / SECONDS, "at_most": 1.0}
-    theirs = report["baselines"]["simhash"]
-    for ranking in ("log_odds", "hamming"):
-        ours = report["precision_at_100"][ranking]
-        figure = {"bench": f"newsgroups, 64 bits by {ranking}", "ours": ours, "theirs": theirs, "unit": "P@100"}
-        yield figure | {"ratio": ours / theirs, "at_least": 1.0}
+    averaged = report["ties_averaged"]
+    for ranking, baseline in (("log_odds", "lsi_itq_asymmetric"), ("hamming", "lsi_itq"), ("hamming", "simhash")):
+        ours, theirs = averaged[ranking], averaged[baseline]
+        figure = {"bench": f"newsgroups, 64 bits by {ranking} against {baseline}", "ours": ours, "theirs": theirs}
+        yield figure | {"unit": "P@100", "ratio": ours / theirs, "at_least": 1.0}

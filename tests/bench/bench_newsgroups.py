@@ -1,4 +1,4 @@
-"""20 Newsgroups from the parquet file to the report with the recipe `newsgroups`: minutes, and P@100 beside LSI + ITQ and SimHash."""
+"""The recipe `newsgroups`, from the parquet file to the report: minutes, and P@100 beside LSI + ITQ and SimHash."""
 
 import json
 import sys

@@ -20,6 +20,7 @@ from pipelines.baselines import simhash
 from pipelines.corpus import Document
 from pipelines.encoder import Encoder
 from pipelines.progress import Progress
+from pipelines.report import NAMES
 from pipelines.scatter import shared_cluster
 from pipelines.search import Index, nearest_codes
 from pipelines.shards import record_batches
@@ -112,7 +113,7 @@ def _print_quality(console: Console, report: dict[str, Any]) -> None:
     table.add_row("latentbits, log-odds", f"{at_10['log_odds']:.3f}", f"{at_100['log_odds']:.3f}")
     table.add_row("latentbits, Hamming", f"{at_10['hamming']:.3f}", f"{at_100['hamming']:.3f}")
     for name, value in report["baselines_at_10"].items():
-        table.add_row(name.replace("_", " "), f"{value:.3f}", f"{report['baselines'][name]:.3f}")
+        table.add_row(NAMES[name], f"{value:.3f}", f"{report['baselines'][name]:.3f}")
     console.print(f"\n[bold]Share of hits from the query's own package[/bold], {report['queries']:,} queries")
     console.print(table)
     code, embedding = report["bits"] // 8, 4 * FLOAT_DIMENSIONS

@@ -102,7 +102,9 @@ def measure(
     if others < 1:
         raise Misuse(f"the index holds {documents} document, so there is nothing to find; index more documents")
     places = min(others, RANKS[-1])
-    found = {name: nearest(one, queries.own, places) for name, one in compared.references.items()}
+    progress.start("references", documents * len(compared.references), "documents")
+    found = {name: nearest(one, queries.own, places, progress) for name, one in compared.references.items()}
+    progress.finish()
     exact = found.get(compared.exact) if compared.exact else None
     sparse = {name for name, one in compared.references.items() if not isinstance(one.queries, np.ndarray)}
     sums, at = _Sums(), ranks(others)

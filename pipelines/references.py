@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
+from pipelines.progress import Progress, Silent
 from pipelines.ranking import Ranked, best, rank_keys, ranked
 from pipelines.tfidf import term_counts, unit_tfidf
 from pipelines.vocabulary import Vocabulary
@@ -31,7 +32,7 @@ class Reference(NamedTuple):
     """Reads the documents' vectors block by block, in the order of the database."""
 
 
-def nearest(reference: Reference, own_Q: NDArray[np.int64], places: int) -> Ranked:
+def nearest(reference: Reference, own_Q: NDArray[np.int64], places: int, progress: Progress = Silent()) -> Ranked:
     """The best documents of each query, but not its own row (-1: it has none); ties by row.
 
     There are at least `places` documents that are not the query's own.
@@ -49,6 +50,7 @@ def nearest(reference: Reference, own_Q: NDArray[np.int64], places: int) -> Rank
             ]
         )
         first += block.shape[0]
+        progress.advance(block.shape[0])
     return ranked(kept_QR)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 from text_encoder_files import write_text_encoder
 
+from jobs.tables import print_evaluation
 from pipelines.artifact import Artifact, Draft, Input, Plan, begin, flat, record_part
 from pipelines.code_sets import CodeSet
 from pipelines.corpus import CorpusConfig, Document
@@ -429,3 +431,32 @@ def test_an_encoders_neighbours_and_codes_are_compared_with(
     assert "encoder" not in report["label_free"]["recall_at_100"]
     own = report_of(evaluate(run.index, None, tmp_path / "own", config, queries=None, shards=None))
     assert own["label_free"]["recall_at_100"]["encoder_signs"] > own["label_free"]["recall_at_100"]["simhash"]
+
+
+def test_without_shards_only_the_index_is_measured(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    shutil.rmtree(run.folder / "shards")
+    with pytest.raises(Misuse, match="so its documents cannot be asked for again"):
+        evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=None, shards=None)
+    lines = [json.dumps({"id": q.id, "text": q.text, "topic": q.labels}) for q in some_documents(20, 1)]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    corpus = CorpusConfig(files=(str(tmp_path / "test.jsonl"),), id="id", labels="topic")
+    made = evaluate(run.index, None, tmp_path / "other", EvaluateConfig(), queries=corpus, shards=None)
+    report = report_of(made)
+    assert report["precision_at_10"]["log_odds"] > 0.3
+    assert (report["baselines"], report["references"]) == ({}, {})
+    assert report["label_free"] == {"reference": None, "recall_at_100": {}, "ndcg_at_100": {}}
+    assert "No baselines: the shards" in (made.path / "report.html").read_text()
+    print_evaluation(report)
+
+
+def test_queries_of_labels_that_the_database_does_not_have_are_warned_of(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps({"id": "1", "text": "ship sail", "topic": "finance"}))
+    corpus = CorpusConfig(files=(str(tmp_path / "test.jsonl"),), id="id", labels="topic")
+    report = report_of(evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=corpus, shards=None))
+    assert "No query has a label that is in the database" in report["warnings"][0]
+    assert report["precision_at_100"]["log_odds"] == 0
+    (tmp_path / "none.jsonl").write_text(json.dumps({"id": "1", "text": "", "topic": "sea"}))
+    empty = corpus.model_copy(update={"files": (str(tmp_path / "none.jsonl"),)})
+    with pytest.raises(Misuse, match="is left to ask with; look at queries"):
+        evaluate(run.index, None, tmp_path / "empty", EvaluateConfig(), queries=empty, shards=None)

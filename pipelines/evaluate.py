@@ -29,7 +29,7 @@ from pipelines.report import html_report
 from pipelines.search import Index, require_model
 from pipelines.text_encoder import TextEncoder, folder_fingerprint
 from vae_core.config import Config
-from vae_core.errors import Misuse
+from vae_core.errors import Damaged, Misuse
 
 QUERIES_AT_ONCE = 256
 SCALARS = (int, float)
@@ -149,7 +149,11 @@ def _log_odds(
         parts.append(database.encoder.encode(batch.table, vectors).log_odds)
         progress.advance(len(batch))
     progress.finish()
-    return np.concatenate(parts)
+    log_odds_QK = np.concatenate(parts)
+    if np.isnan(log_odds_QK).any():
+        query = int(np.isnan(log_odds_QK).any(axis=1).argmax())
+        raise Damaged(f"the model gives query {query} log-odds that are not numbers (nan); train it again")
+    return log_odds_QK
 
 
 def _reads_the_same(database: Database) -> bool:

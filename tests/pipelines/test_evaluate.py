@@ -24,7 +24,7 @@ from pipelines.code_sets import CodeSet
 from pipelines.corpus import CorpusConfig, Document
 from pipelines.embed import EmbedConfig, embed
 from pipelines.encode import codes_table
-from pipelines.encoder import Encoder
+from pipelines.encoder import EncodedDocuments, Encoder
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.index import IndexConfig, index
 from pipelines.precision import RANKS, Labels, at_ranks, ranks
@@ -36,7 +36,7 @@ from pipelines.tokenizer import Tokenizer, learn_bpe
 from pipelines.vocabulary import Vocabulary, words
 from vae_core.decoders import BagOfWordsDecoderConfig
 from vae_core.encoders import BagOfWordsEncoderConfig
-from vae_core.errors import Misuse, Stale
+from vae_core.errors import Damaged, Misuse, Stale
 from vae_core.latents import BernoulliMixtureConfig
 from vae_core.model import VAE, VAEConfig
 
@@ -460,3 +460,16 @@ def test_queries_of_labels_that_the_database_does_not_have_are_warned_of(run: Ru
     empty = corpus.model_copy(update={"files": (str(tmp_path / "none.jsonl"),)})
     with pytest.raises(Misuse, match="is left to ask with; look at queries"):
         evaluate(run.index, None, tmp_path / "empty", EvaluateConfig(), queries=empty, shards=None)
+
+
+def test_a_model_that_gives_no_numbers_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Encoder.encode
+
+    def broken(self: Encoder, *documents: pa.Table) -> EncodedDocuments:
+        encoded = encode(self, *documents)
+        encoded.log_odds[3] = np.nan
+        return encoded
+
+    monkeypatch.setattr(Encoder, "encode", broken)
+    with pytest.raises(Damaged, match="gives query 3 log-odds that are not numbers"):
+        evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=None, shards=None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from jobs.model_commands import diagnose, generate
-from jobs.options import Embeddings, EncoderFolder, Json, Out, Overwrite, Set, print_json, working
+from jobs.options import Embeddings, EncoderFolder, Graph, Json, Out, Overwrite, Set, print_json, working
 from vae_core.errors import LatentbitsError, Misuse
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """All stages in order: tokenize, embed, pretrain, encode, index, evaluate. What is up to date is skipped.
+    """All stages in order: tokenize, embed, graph, pretrain, encode, index, evaluate. What is up to date is skipped.
 
     Example: `latentbits run newsgroups --set corpus.files=[ng20.parquet] --out runs/news`
     """
@@ -175,10 +175,40 @@ def embed(
 
 
 @app.command()
+def graph(
+    shards: Annotated[Path, typer.Argument(help="Folder that `tokenize` wrote.")],
+    out: Out,
+    embeddings: Embeddings = None,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """The neighbours of every document, whose words `pretrain --graph` lends it.
+
+    Example: `latentbits graph runs/mine/shards --out runs/mine/graph`
+    """
+    with working() as progress:
+        from jobs.config import load_config
+        from jobs.run import run_stage
+        from pipelines.graph import graph as find_neighbours
+
+        config = load_config(None, settings or [])
+        how = config.graph
+        made = run_stage(
+            "graph",
+            out,
+            config.tracking,
+            lambda _: find_neighbours(shards, out, how, embeddings=embeddings, overwrite=overwrite, progress=progress),
+        )
+    _report(made, as_json)
+
+
+@app.command()
 def pretrain(
     shards: Annotated[Path, typer.Argument(help="Folder that `tokenize` wrote.")],
     out: Out,
     embeddings: Embeddings = None,
+    graph: Graph = None,
     settings: Set = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -202,6 +232,7 @@ def pretrain(
                 parts,
                 how,
                 embeddings=embeddings,
+                graph=graph,
                 overwrite=overwrite,
                 progress=progress,
                 tracking=tracking,

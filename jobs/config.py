@@ -15,6 +15,7 @@ from pipelines.embed import EmbedConfig
 from pipelines.encode import EncodeConfig
 from pipelines.evaluate import EvaluateConfig
 from pipelines.examination import DiagnoseConfig
+from pipelines.graph import GraphConfig
 from pipelines.index import IndexConfig
 from pipelines.tokenize_config import TokenizeConfig
 from pipelines.training import PretrainConfig
@@ -48,6 +49,7 @@ class RunConfig(Config):
     queries: QueriesConfig | None = None
     tokenize: TokenizeConfig = TokenizeConfig()
     embed: EmbedConfig = EmbedConfig()
+    graph: GraphConfig | None = GraphConfig()
     model: Composition = Composition()
     pretrain: PretrainConfig = PretrainConfig()
     encode: EncodeConfig = EncodeConfig()

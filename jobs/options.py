@@ -16,6 +16,7 @@ EncoderFolder = Annotated[
     typer.Option("--encoder-folder", help="Where the sentence encoder lies that the model reads, if it was moved."),
 ]
 Embeddings = Annotated[Path | None, typer.Option("--embeddings", help="Folder that `embed` wrote for these shards.")]
+Graph = Annotated[Path | None, typer.Option("--graph", help="Folder that `graph` wrote for these shards.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Change one setting; may be repeated.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that was made from something else.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]

@@ -9,8 +9,8 @@ from jobs.config import RunConfig, TrackingConfig
 from pipelines.artifact import MANIFEST, Artifact, flat
 from pipelines.embed import embed
 from pipelines.encode import encode
-from pipelines.evaluate import evaluate
-from pipelines.graph import GraphConfig, graph
+from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.graph import graph
 from pipelines.index import index
 from pipelines.pretrain import lends_neighbours, pretrain
 from pipelines.progress import Progress, Silent
@@ -155,7 +155,6 @@ def _stages(
     shards, embeddings, near, model, codes, index_ = (
         config.out / name for name in ("shards", "embeddings", "graph", "model", "codes", "index")
     )
-    embedded = embeddings if config.embed.folder is not None else None
 
     def make_shards(out: Path) -> Artifact:
         return tokenize(config.corpus, out, config.tokenize, overwrite=overwrite, progress=progress)
@@ -164,8 +163,14 @@ def _stages(
         return embed(shards, out, config.embed, overwrite=overwrite, progress=progress)
 
     def make_graph(out: Path) -> Artifact:
-        how = config.graph or GraphConfig()
-        return graph(shards, out, how, embeddings=embedded, overwrite=overwrite, progress=progress)
+        return graph(
+            shards,
+            out,
+            config.graph,
+            embeddings=_if(_has_work("embed", config), embeddings),
+            overwrite=overwrite,
+            progress=progress,
+        )
 
     def make_model(out: Path) -> Artifact:
         how, parts = config.pretrain, config.model
@@ -174,8 +179,8 @@ def _stages(
             out,
             parts,
             how,
-            embeddings=embeddings if parts.joined and embeddings.exists() else None,
-            graph=near if _has_work("graph", config) else None,
+            embeddings=_if(parts.joined and embeddings.exists(), embeddings),
+            graph=_if(_has_work("graph", config), near),
             overwrite=overwrite,
             progress=progress,
             tracking=tracking,
@@ -187,7 +192,7 @@ def _stages(
             shards,
             out,
             config.encode,
-            embeddings=embeddings if embeddings.exists() else None,
+            embeddings=_if(embeddings.exists(), embeddings),
             encoder_folder=config.embed.folder,
             overwrite=overwrite,
             progress=progress,
@@ -197,17 +202,13 @@ def _stages(
         return index(codes, out, config.index, overwrite=overwrite, progress=progress)
 
     def make_report(out: Path) -> Artifact:
-        how, queries = config.evaluate, config.query_corpus()
-        known = shards if shards.exists() else None
-        if how.embeddings is None and embedded is not None:
-            how = how.model_copy(update={"embeddings": embedded})
         return evaluate(
             index_,
             model,
             out,
-            how,
-            queries=queries,
-            shards=known,
+            _judge(config, embeddings),
+            queries=config.query_corpus(),
+            shards=_if(shards.exists(), shards),
             encoder_folder=config.embed.folder,
             overwrite=overwrite,
             progress=progress,
@@ -222,6 +223,17 @@ def _stages(
         ("index", "index", make_index),
         ("evaluate", "report", make_report),
     ]
+
+
+def _judge(config: RunConfig, embeddings: Path) -> EvaluateConfig:
+    """What is evaluated: beside the rest the embeddings of the run, unless others are named."""
+    if config.evaluate.embeddings is not None or not _has_work("embed", config):
+        return config.evaluate
+    return config.evaluate.model_copy(update={"embeddings": embeddings})
+
+
+def _if(wanted: bool, folder: Path) -> Path | None:
+    return folder if wanted else None
 
 
 def _timed(stage: str, out: Path, make: Callable[[Path], Artifact], tracking: Tracker) -> Done:

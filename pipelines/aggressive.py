@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.batches import rows_of_step, rows_of_worker
+from pipelines.batches import rows_of_worker
 from pipelines.engine import set_learning_rate, whole_parameters
 from pipelines.phases import PhaseRun, mean_over_workers
 from vae_core.diagnostics.information import densities, mutual_information
@@ -52,7 +52,7 @@ def looked_at(run: PhaseRun, settings: Aggressive, lag: Lag, step: int) -> Lag:
 
 
 def _infer(run: PhaseRun, settings: Aggressive, step: int, rows: NDArray[np.int64]) -> None:
-    config, documents = run.job.config, run.schedule.documents
+    config = run.job.config
     rank, workers = torch.distributed.get_rank(), torch.distributed.get_world_size()
     before, losses = float("inf"), []
     for inner in range(settings.most):
@@ -64,14 +64,13 @@ def _infer(run: PhaseRun, settings: Aggressive, step: int, rows: NDArray[np.int6
                 return
             before, losses = mean, []
         number = step * settings.most + inner
-        others = rows_of_step(number, documents=documents, batch_size=config.batch_size, seed=config.seed + INNER_SEED)
-        rows = rows_of_worker(others, rank, workers)
+        rows = rows_of_worker(run.rows(number, config.batch_size, config.seed + INNER_SEED), rank, workers)
 
 
 @torch.no_grad()
 def _information(run: PhaseRun, documents: int) -> float:
     """The plug-in estimate of I(z; x) on the first of the training documents in the run's order, in nats."""
-    rows = rows_of_step(0, documents=run.schedule.documents, batch_size=documents, seed=run.job.config.seed)
+    rows = run.rows(0, documents, run.job.config.seed)
     model = run.engine.module
     with whole_parameters(run.engine):
         model.eval()

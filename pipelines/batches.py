@@ -6,6 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 4
+MOST_HELD_OUT, FEWEST_HELD_OUT = 1000, 8
+"""Documents that are held out of a large corpus; and with fewer than these they would tell nothing, so none are."""
+HELD_OUT_SEED = 7_368_787
+"""Added to the seed, so that they are not the first documents of training's order."""
 
 
 def rows_of_step(step: int, *, documents: int, batch_size: int, seed: int) -> NDArray[np.int64]:
@@ -28,6 +32,25 @@ def steps_per_epoch(documents: int, batch_size: int) -> int:
 def rows_of_worker(rows: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
     """One worker's share of a global batch: every `world_size`-th row."""
     return rows[rank::world_size]
+
+
+def held_out_rows(documents: int, share: float, seed: int) -> NDArray[np.int64]:
+    """The rows that training leaves out, in order."""
+    count = held_out_count(documents, share)
+    if not count:
+        return np.empty(0, np.int64)
+    return np.sort(rows_of_step(0, documents=documents, batch_size=count, seed=seed + HELD_OUT_SEED))
+
+
+def held_out_count(documents: int, share: float) -> int:
+    """How many documents training leaves out: a share of all, at most MOST_HELD_OUT, and none of a handful."""
+    count = min(MOST_HELD_OUT, int(share * documents))
+    return count if count >= FEWEST_HELD_OUT else 0
+
+
+def among_the_rest(rows: NDArray[np.int64], held_out: NDArray[np.int64]) -> NDArray[np.int64]:
+    """From the places of documents among those that are not held out to their rows among all."""
+    return rows + np.searchsorted(held_out - np.arange(len(held_out)), rows, side="right")
 
 
 def digest(rows: NDArray[np.int64]) -> str:

@@ -21,7 +21,11 @@ from vae_core.schedule import PARTS, PartName, Phase, part_of
 class PretrainConfig(Config):
     """Settings of training; those of the model itself are its composition."""
 
-    epochs: float = Field(default=20, gt=0, description="times training goes through all documents")
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        description="times training goes through all documents; null: 2000 by the root of their number, 20 at 10,000",
+    )
     batch_size: int = Field(default=256, ge=1, description="documents of one step, over all workers")
     learning_rate: float = Field(default=3e-3, gt=0, description="at its height, after warm-up; then a cosine to 0")
     block_learning_rate: float = Field(default=1e-3, gt=0, description="of the Transformer blocks")
@@ -31,6 +35,12 @@ class PretrainConfig(Config):
     )
     start_from: Path | None = Field(
         default=None, description="model folder to begin with, of the same architecture; terms are matched by the word"
+    )
+    held_out: float = Field(
+        default=0.02, ge=0, lt=1, description="share of the documents, at most 1000, that tell when to stop; 0: none"
+    )
+    patience: int = Field(
+        default=5, ge=1, description="looks at the held-out documents without progress, after which training stops"
     )
     samples: int = Field(default=1, ge=1, description="of z drawn for each document in a step")
     workers: int = Field(default=1, ge=1, description="processes that train together; they share the cores")

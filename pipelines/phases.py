@@ -1,7 +1,7 @@
 """The phases of a training run: which step belongs to which, and the engine of the present one."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from pipelines.artifact import Artifact
-from pipelines.batches import rows_of_step, steps_per_epoch
+from pipelines.batches import among_the_rest, held_out_count, held_out_rows, rows_of_step, steps_per_epoch
 from pipelines.embeddings import Embeddings
 from pipelines.engine import PretrainConfig, build_engine, whole_parameters
+from pipelines.neighbour_words import NeighbourWords
 from pipelines.shards import Shards
 from pipelines.warm_start import start_from
 from vae_core.batch import Batch
@@ -21,6 +22,8 @@ from vae_core.model import VAE, Terms, VAEConfig
 from vae_core.objectives import UNWEIGHTED, Loss, MinimumRate, Multiplier, ascended, loss
 from vae_core.schedule import Phase, reset
 
+EPOCHS_OF_A_DOCUMENT = 2000.0
+"""Epochs, times the root of the number of documents, where they are not set: 20 at 10,000, 2 at a million."""
 SAMPLE = 50_000
 """Documents from which the encoder's first term vectors are computed."""
 
@@ -34,6 +37,7 @@ class Job:
     model: VAEConfig
     config: PretrainConfig
     embeddings: Path | None = None
+    graph: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,11 @@ class Schedule:
 
     @classmethod
     def of(cls, config: PretrainConfig, documents: int) -> "Schedule":
+        """Of training on so many `documents`, a few of which are held out."""
         phases = config.all_phases
-        steps = max(len(phases), round(config.epochs * steps_per_epoch(documents, config.batch_size)))
+        documents -= held_out_count(documents, config.held_out)
+        epochs = config.epochs or EPOCHS_OF_A_DOCUMENT / documents**0.5
+        steps = max(len(phases), round(epochs * steps_per_epoch(documents, config.batch_size)))
         every = config.checkpoint_every or max(50, steps // 20)
         shares = [phase.share for phase in phases]
         starts = [round(steps * sum(shares[:number]) / sum(shares)) for number in range(len(phases))]
@@ -94,7 +101,9 @@ class PhaseRun:
         embeddings = Embeddings(Artifact.open(job.embeddings, "embeddings")) if job.embeddings else None
         shards = Artifact.open(job.shards, "shards")
         self.shards = Shards(shards, classes=job.model.classes, embeddings=embeddings)
+        self.near = NeighbourWords(Artifact.open(job.graph, "graph")) if job.graph else None
         self.schedule = Schedule.of(job.config, len(self.shards))
+        self.held_out = held_out_rows(len(self.shards), job.config.held_out, job.config.seed)
         self.phase: Phase = job.config.all_phases[number]
         self.multiplier: Multiplier = UNWEIGHTED
         self.engine = build_engine(job.config, model or self._first_model(), self.phase)
@@ -112,9 +121,17 @@ class PhaseRun:
             reset(model, self._new_model(number), parts)
         return PhaseRun(self.job, number, model)
 
+    def rows(self, step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
+        """The documents of one step in the order that `seed` makes, none of them held out."""
+        rows = rows_of_step(step, documents=self.schedule.documents, batch_size=batch_size, seed=seed)
+        return among_the_rest(rows, self.held_out)
+
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The documents at `rows` as the model reads them, on its device."""
-        return self.shards.batch(rows, tokens=self.engine.module.reads_tokens).to(self.engine.device)
+        batch = self.shards.batch(rows, tokens=self.engine.module.reads_tokens)
+        if self.near is not None:
+            batch = replace(batch, neighbours=self.near.of(rows))
+        return batch.to(self.engine.device)
 
     def minimise(self, rows: NDArray[np.int64], progress: float) -> tuple[Terms, Loss]:
         """One step of the optimiser on this worker's `rows`; the terms and the loss of the last micro-batch."""
@@ -143,7 +160,7 @@ class PhaseRun:
         model = VAE(self.job.model)
         vocabulary = pq.read_table(self.job.shards / "vocabulary.parquet")
         frequencies = torch.from_numpy(vocabulary["df"].to_numpy().astype("int64"))
-        sample = rows_of_step(0, documents=len(self.shards), batch_size=SAMPLE, seed=config.seed)
+        sample = self.rows(0, SAMPLE, config.seed)
         counted_on = int(vocabulary.schema.metadata[b"documents"])
         model.start_from(frequencies, counted_on, self.shards.batch(sample, tokens=False))
         return model

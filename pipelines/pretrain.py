@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import tokenizers
 
-from pipelines import artifact
+from pipelines import artifact, neighbour_words
 from pipelines.artifact import (
     Artifact,
     Draft,
@@ -35,6 +35,7 @@ from pipelines.training import EXPORT, FAILURE, METRICS, train
 from pipelines.warm_start import require_alike
 from vae_core import errors
 from vae_core.condition import ClassConditionConfig
+from vae_core.decoders import BagOfWordsDecoderConfig
 from vae_core.encoders import TransformerEncoderConfig
 from vae_core.encoders.pretrained import PretrainedEncoderConfig, with_architecture
 from vae_core.errors import LatentbitsError, Misuse
@@ -55,13 +56,15 @@ def pretrain(
     config: PretrainConfig,
     *,
     embeddings: Path | None = None,
+    graph: Path | None = None,
     overwrite: bool = False,
     progress: Progress = Silent(),
     tracking: Tracker = NoTracking(),
 ) -> Artifact:
     """Train `model` on the shards artifact and write the model artifact to `out`.
 
-    `embeddings` are those of the shards, which an encoder that joins them to the words needs.
+    `embeddings` are those of the shards, which an encoder that joins them to the words needs; with the `graph` of the
+    shards, documents are reconstructed with the words of their neighbours.
     Killed and called again, it goes on from the last checkpoint with the same order of documents.
     Raises Misuse where the settings cannot be met, and LatentbitsError where training failed.
     """
@@ -73,9 +76,10 @@ def pretrain(
     if isinstance(model.encoder, PretrainedEncoderConfig):
         model = model.model_copy(update={"encoder": with_architecture(model.encoder)})
     beside = _embeddings(model, source, embeddings)
+    near = _graph(model, source, graph)
     model, config, start = _warmed(model, config, source, beside)
     settings = {"model": model.model_dump(mode="json"), "pretrain": _settings(config)}
-    plan = Plan(kind="model", config=settings, inputs=_inputs(source, beside, start))
+    plan = Plan(kind="model", config=settings, inputs=_inputs(source, beside, near, start))
     draft = begin(out, plan, overwrite=overwrite)
     if isinstance(draft, Artifact):
         return draft
@@ -84,13 +88,19 @@ def pretrain(
     if not (draft.scratch / EXPORT).exists():
         require_disk(out, needed=500_000_000)
         tracking.params("pretrain", artifact.flat(settings))
-        job = Job(source.path, draft.scratch, sized, config, embeddings=beside.path if beside else None)
+        extra = {"embeddings": beside.path if beside else None, "graph": near.path if near else None}
+        job = Job(source.path, draft.scratch, sized, config, **extra)
         _run(job, schedule, progress, tracking)
     parts = _collect(draft, source, schedule)
     last = json.loads((draft.path / METRICS).read_text().splitlines()[-1])
     kept = ("loss", "distortion", "rate", "active_units")
     statistics = {"steps": schedule.steps, "documents": schedule.documents} | {name: last[name] for name in kept}
     return draft.finish(parts, statistics, tracking.run_id("pretrain"))
+
+
+def lends_neighbours(model: Composition) -> bool:
+    """Whether training can make use of a graph."""
+    return isinstance(model.decoder, BagOfWordsDecoderConfig) and model.decoder.neighbours > 0
 
 
 def _require_gathered(model: Composition, config: PretrainConfig) -> None:
@@ -119,6 +129,20 @@ def _embeddings(model: Composition, shards: Artifact, embeddings: Path | None) -
     return artifact
 
 
+def _graph(model: Composition, shards: Artifact, graph: Path | None) -> Artifact | None:
+    """The graph that training reads. Raises Misuse for a decoder that cannot use one, Stale for one of other shards."""
+    if graph is None:
+        return None
+    if not lends_neighbours(model):
+        raise Misuse(
+            f"a graph lends a document words of its neighbours, and the decoder {model.decoder.kind} reconstructs "
+            f"none of them; leave the graph out, or set model.decoder.kind to bag_of_words and its neighbours above 0"
+        )
+    artifact = Artifact.open(graph, "graph")
+    neighbour_words.require_shards(artifact, shards)
+    return artifact
+
+
 def _warmed(
     model: Composition, config: PretrainConfig, shards: Artifact, embeddings: Artifact | None
 ) -> tuple[Composition, PretrainConfig, Artifact | None]:
@@ -133,12 +157,15 @@ def _warmed(
     return model, config.model_copy(update={"start_from": start.path}), start  # workers have other working folders
 
 
-def _inputs(shards: Artifact, embeddings: Artifact | None, start: Artifact | None) -> tuple[Input, ...]:
+def _inputs(
+    shards: Artifact, embeddings: Artifact | None, graph: Artifact | None, start: Artifact | None
+) -> tuple[Input, ...]:
     """What a model is made from; the encoder of the embeddings too, which its user needs when they are gone."""
     inputs = [shards.as_input("shards")]
     if embeddings is not None:
         inputs += [embeddings.as_input("embeddings"), embeddings.input("encoder")]
-    return tuple(inputs if start is None else [*inputs, start.as_input("start")])
+    named = {"graph": graph, "start": start}
+    return (*inputs, *(artifact.as_input(name) for name, artifact in named.items() if artifact is not None))
 
 
 def _sized(model: Composition, shards: Artifact, embeddings: Artifact | None) -> VAEConfig:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,8 +15,9 @@ import torch.distributed as dist
 from pipelines import checkpoint
 from pipelines.aggressive import Lag, aggressive_step, looked_at
 from pipelines.artifact import Artifact, write_text
-from pipelines.batches import digest, rows_of_step, rows_of_worker
-from pipelines.engine import PretrainConfig, set_learning_rate, whole_parameters
+from pipelines.batches import digest, rows_of_worker
+from pipelines.engine import PretrainConfig, set_learning_rate
+from pipelines.held_out import Watch, export, forget, looked
 from pipelines.phases import Job, PhaseRun, Schedule
 from vae_core.errors import LatentbitsError
 from vae_core.model import VAE, Terms
@@ -52,35 +52,38 @@ class Diverged(LatentbitsError):
 def _train(job: Job) -> None:
     resumed = checkpoint.latest(job.scratch / CHECKPOINTS)
     start = resumed.step if resumed else 0
-    run, lag = _begin(job, resumed)
+    run, lag, watch = _begin(job, resumed)
     journal = _Journal(job.scratch / METRICS, start)
     for step in range(start, run.schedule.steps):
+        if watch.looks >= job.config.patience:
+            break
         if (number := run.schedule.phase_of(step)) != run.number:
             run, lag = run.next(number), Lag()
-        lag = _step(run, lag, step, journal)
+        lag, watch = _step(run, lag, watch, step, journal)
         if run.schedule.saves_after(step):
-            state = {"multiplier": tuple(run.multiplier), "lag": asdict(lag)}
+            state = {"multiplier": tuple(run.multiplier), "lag": asdict(lag), "watch": asdict(watch)}
             checkpoint.save(run.engine, job.scratch / CHECKPOINTS, step + 1, state)
-    _export(run.engine, job.scratch / EXPORT)
+            forget(run, watch)
+    export(run, watch, job.scratch / EXPORT)
 
 
-def _begin(job: Job, resumed: checkpoint.Checkpoint | None) -> tuple[PhaseRun, Lag]:
+def _begin(job: Job, resumed: checkpoint.Checkpoint | None) -> tuple[PhaseRun, Lag, Watch]:
     """At the first step, or as the checkpoint left it: at the end of its phase, where that was the last step."""
     if resumed is None:
-        return PhaseRun(job, 0), Lag()
+        return PhaseRun(job, 0), Lag(), Watch()
     documents = Artifact.open(job.shards, "shards").manifest.statistics["documents"]
     number = Schedule.of(job.config, documents).phase_of(resumed.step - 1)
     run = PhaseRun(job, number, VAE(job.model))
     state = checkpoint.restore(run.engine, job.scratch / CHECKPOINTS, resumed)
     run.multiplier = Multiplier(*state["multiplier"])
-    return run, Lag(**state["lag"])
+    return run, Lag(**state["lag"]), Watch(**state["watch"])
 
 
-def _step(run: PhaseRun, lag: Lag, step: int, journal: "_Journal") -> Lag:
+def _step(run: PhaseRun, lag: Lag, watch: Watch, step: int, journal: "_Journal") -> tuple[Lag, Watch]:
     config, schedule, rank, world_size = run.job.config, run.schedule, dist.get_rank(), dist.get_world_size()
     # Noise depends on the step alone, so that a resumed run draws what an undisturbed one would have drawn.
     torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + rank)
-    rows = rows_of_step(step, documents=schedule.documents, batch_size=config.batch_size, seed=config.seed)
+    rows = run.rows(step, config.batch_size, config.seed)
     mine = rows_of_worker(rows, rank, world_size)
     set_learning_rate(run.engine, schedule.factor(step))
     if run.phase.aggressive:
@@ -90,12 +93,15 @@ def _step(run: PhaseRun, lag: Lag, step: int, journal: "_Journal") -> Lag:
         lag = looked_at(run, run.phase.aggressive, lag, step)
     journal.count(len(rows), run.shards.token_count(mine) * world_size)
     logged = step % config.log_every == 0 or step + 1 == schedule.steps
-    if logged or schedule.saves_after(step):
+    looks = schedule.saves_after(step)
+    if logged or looks:
         means = _means(step, parts, terms, coded=run.engine.module.latent.code_bits > 0)
-    if logged:
+    watch, seen = looked(run, watch, step) if looks else (watch, {})
+    if logged or seen:
+        means |= seen
         facts = {"learning_rate": config.learning_rate * schedule.factor(step), "phase": run.number}
         journal.write({"step": step, **means, "beta": parts.beta, **facts, "rows": digest(rows)})
-    return lag
+    return lag, watch
 
 
 def _means(step: int, parts: Loss, terms: Terms, *, coded: bool) -> dict[str, float]:
@@ -110,16 +116,6 @@ def _means(step: int, parts: Loss, terms: Terms, *, coded: bool) -> dict[str, fl
             f"the last checkpoint is kept; try a lower pretrain.learning_rate with --overwrite"
         )
     return {"loss": total, "distortion": distortion, "rate": rate, "active_units": units}
-
-
-def _export(engine: Any, folder: Path) -> None:
-    with whole_parameters(engine):
-        if dist.get_rank() == 0:
-            beside = folder.with_name(f"{folder.name}.tmp")
-            shutil.rmtree(beside, ignore_errors=True)
-            engine.module.save_pretrained(beside)
-            os.replace(beside, folder)
-    dist.barrier()
 
 
 class _Journal:

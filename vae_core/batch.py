@@ -1,6 +1,7 @@
 """A batch of documents as the models read it. Shapes: B documents, N values of all of them, T longest, V vocabulary."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,12 +38,20 @@ class Ragged:
         return Ragged(self.values.to(device), self.offsets.to(device))
 
 
+class Words(NamedTuple):
+    """For each of B documents a distribution over terms: its ids, and a share (N,) for each of them."""
+
+    terms: Ragged
+    shares: Tensor
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Documents twice: their tokens in order, and their terms with how often each occurs (`counts`, (N,)).
 
     `classes` (B,), where a conditional model reads them: each document's class by number, -1 if unknown.
     `embeddings` (B, E), where an encoder joins them to the words: each document's vector from another model.
+    `neighbours`, where a graph is known: the mean of the words of each document's neighbours.
     """
 
     tokens: Ragged
@@ -50,6 +59,7 @@ class Batch:
     counts: Tensor
     classes: Tensor | None = None
     embeddings: Tensor | None = None
+    neighbours: Words | None = None
 
     def __len__(self) -> int:
         return len(self.terms.offsets) - 1
@@ -67,4 +77,6 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same documents on another device."""
         classes, embeddings = (None if x is None else x.to(device) for x in (self.classes, self.embeddings))
-        return Batch(self.tokens.to(device), self.terms.to(device), self.counts.to(device), classes, embeddings)
+        near = self.neighbours
+        near = None if near is None else Words(near.terms.to(device), near.shares.to(device))
+        return Batch(self.tokens.to(device), self.terms.to(device), self.counts.to(device), classes, embeddings, near)

@@ -202,6 +202,9 @@ class ScriptedRun:
             documents=DOCUMENTS, progress=lambda step: step / checks, progress_after=lambda step: (step + 1) / checks
         )
 
+    def rows(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+        return rows_of_step(step, documents=DOCUMENTS, batch_size=batch_size, seed=seed)
+
     def minimise(self, rows: np.ndarray, progress: float) -> tuple[None, Loss]:
         assert len(rows) == BATCH
         total = torch.tensor(self.losses[min(self.made, len(self.losses) - 1)])

@@ -42,7 +42,9 @@ MODEL = Composition.model_validate(
         "latent": {"bits": 16, "components": 4},
     }
 )
-CONFIG = PretrainConfig(epochs=20, batch_size=BATCH, learning_rate=0.01, log_every=5, checkpoint_every=20, seed=3)
+CONFIG = PretrainConfig(
+    epochs=20, batch_size=BATCH, learning_rate=0.01, log_every=5, checkpoint_every=20, seed=3, held_out=0
+)
 SHORT = CONFIG.model_copy(update={"epochs": 5.0})
 
 

@@ -1,14 +1,15 @@
 """Decoders against dense loops, and against the list of all documents, whose probabilities must sum to one."""
 
 import math
-from itertools import product
+from dataclasses import replace
+from itertools import accumulate, product
 
 import pytest
 import torch
 from documents import EMPTY, Document, batch_of, counts_matrix, random_documents, shaken
 from torch import Tensor
 
-from vae_core.batch import Batch
+from vae_core.batch import Batch, Ragged, Words
 from vae_core.decoders.autoregressive import token_accuracy
 from vae_core.decoders.bag_of_words import BagOfWordsDecoder, BagOfWordsDecoderConfig
 from vae_core.decoders.convolutional import ConvolutionalDecoder, ConvolutionalDecoderConfig
@@ -69,6 +70,35 @@ def test_biases_start_at_the_log_shares_of_the_words() -> None:
     batch = batch_of([Document({term: 1}) for term in range(TERMS)])
     log_p = decoder(batch, tfidf(batch), torch.zeros(1, TERMS, BITS))
     torch.testing.assert_close(log_p[0].exp(), frequencies / frequencies.sum())
+
+
+def words_of(rows: list[dict[int, float]]) -> Words:
+    """Given as a share for each term."""
+    offsets = torch.tensor([0, *accumulate(len(row) for row in rows)])
+    ids = torch.tensor([term for row in rows for term in row], dtype=torch.long)
+    return Words(Ragged(ids, offsets), torch.tensor([share for row in rows for share in row.values()]))
+
+
+def test_neighbours_words_cost_what_reconstructing_a_drawn_neighbour_costs_on_average() -> None:
+    own, first, second = Document({1: 2, 3: 2}), Document({2: 1, 7: 3}), Document({3: 5})
+    decoder = BagOfWordsDecoder(
+        BagOfWordsDecoderConfig(weights="counts", length=50.0, neighbours=0.6), BITS, TERMS
+    ).requires_grad_(False)
+    z = codes(1)
+    alone = torch.stack([decoder(one := batch_of([each]), tfidf(one), z)[0, 0] for each in (own, first, second)])
+    batch = replace(batch_of([own]), neighbours=words_of([{2: 0.125, 3: 0.5, 7: 0.375}]))
+    expected = 0.4 * alone[0] + 0.6 * (alone[1] + alone[2]) / 2
+    torch.testing.assert_close(decoder(batch, tfidf(batch), z)[0, 0], expected)
+
+
+def test_a_document_without_neighbours_keeps_its_own_words() -> None:
+    decoder = bag_of_words(length=50.0)
+    plain = batch_of([Document({1: 2}), Document({4: 1})])
+    near = replace(plain, neighbours=words_of([{}, {30: 1.0}]))
+    z = codes(2)
+    before, after = decoder(plain, tfidf(plain), z)[0], decoder(near, tfidf(near), z)[0]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
 
 
 Sequences = TransformerDecoder | ConvolutionalDecoder

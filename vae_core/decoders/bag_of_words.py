@@ -1,5 +1,8 @@
-"""Bag-of-words decoder: every word of a document drawn from one softmax over the vocabulary (MODELS 4.1; NVDM).
+"""Bag-of-words decoder: every word of a document drawn from one softmax over the vocabulary (Miao et al. 2016).
 
+In training a document's neighbours lend it words: the target is a mixture of its own words and the mean of theirs,
+which is what reconstructing a neighbour drawn at random comes to, without the noise (Chaidaroon et al. 2018, NbrReg;
+the log likelihood is linear in its target).
 Shapes: S samples, B documents, N terms of all of them, V words that are reconstructed, K latent width.
 """
 
@@ -9,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vae_core.batch import Batch
+from vae_core.batch import Batch, Ragged
 from vae_core.config import Config
 
 
@@ -24,10 +27,13 @@ class BagOfWordsDecoderConfig(Config):
     length: float | None = Field(
         default=200.0, gt=0, description="every document counts as this many words; null: as many as it has"
     )
+    neighbours: float = Field(
+        default=0.7, ge=0, le=1, description="share of what is reconstructed that is the neighbours' words; 0: no graph"
+    )
 
 
 class BagOfWordsDecoder(nn.Module):
-    """log p(x | z) = sum_v w_v(x) log softmax(E z + e)_v."""
+    """log p(x | z) = sum_v t_v(x) log softmax(E z + e)_v."""
 
     reads_tokens = False
 
@@ -41,12 +47,23 @@ class BagOfWordsDecoder(nn.Module):
 
     def forward(self, batch: Batch, tfidf_N: Tensor, z_SBK: Tensor) -> Tensor:
         """log p(x | z) in nats, (S, B); 0 for a document without a known word."""
-        rows_N, ids_N, weights_N = self._target(batch, tfidf_N)
+        target_BV = self.target(batch, tfidf_N)
         logits_SBV = self.words(z_SBK).float()
-        known_SN = logits_SBV[:, rows_N, ids_N] * weights_N
-        agreement_SB = known_SN.new_zeros(z_SBK.shape[:2]).index_add(1, rows_N, known_SN)
-        mass_B = weights_N.new_zeros(len(batch)).index_add(0, rows_N, weights_N)
-        return agreement_SB - mass_B * logits_SBV.logsumexp(dim=-1)
+        return (logits_SBV * target_BV).sum(dim=-1) - target_BV.sum(dim=-1) * logits_SBV.logsumexp(dim=-1)
+
+    def target(self, batch: Batch, tfidf_N: Tensor) -> Tensor:
+        """How often each word is to be explained, (B, V): the document's own words and those of its neighbours."""
+        weights_N = {"counts": batch.counts.float(), "binary": torch.ones_like(tfidf_N), "tfidf": tfidf_N.float()}
+        own_BV = self._dense(batch.terms, weights_N[self.config.weights])
+        mass_B1 = own_BV.sum(dim=1, keepdim=True)
+        length_B1 = mass_B1 if self.config.length is None else self.config.length * (mass_B1 > 0)
+        target_BV = own_BV / mass_B1.clamp(min=1e-12)
+        if batch.neighbours is not None and self.config.neighbours > 0:
+            near_BV = self._dense(batch.neighbours.terms, batch.neighbours.shares.float())
+            known_B1 = near_BV.sum(dim=1, keepdim=True)
+            share_B1 = self.config.neighbours * (known_B1 > 0)
+            target_BV = (1 - share_B1) * target_BV + share_B1 * near_BV / known_B1.clamp(min=1e-12)
+        return target_BV * length_B1
 
     def start_from(self, frequencies_V: Tensor) -> None:
         """Start the biases at the log share of each word, so that z need not learn it."""
@@ -55,12 +72,9 @@ class BagOfWordsDecoder(nn.Module):
         with torch.no_grad():
             self.words.bias.copy_(shares.log())
 
-    def _target(self, batch: Batch, tfidf_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ids_N = batch.terms.values
-        weights_N = {"counts": batch.counts.float(), "binary": torch.ones_like(tfidf_N), "tfidf": tfidf_N}
-        known_N = ids_N < self.terms
-        rows, ids, weights = batch.terms.rows[known_N], ids_N[known_N], weights_N[self.config.weights][known_N].float()
-        if self.config.length is not None:
-            mass_B = weights.new_zeros(len(batch)).index_add(0, rows, weights)
-            weights = weights * self.config.length / mass_B.clamp(min=1e-12)[rows]
-        return rows, ids, weights
+    def _dense(self, terms: Ragged, weights_N: Tensor) -> Tensor:
+        known_N = terms.values < self.terms
+        places_N = terms.rows[known_N] * self.terms + terms.values[known_N]
+        documents = len(terms.offsets) - 1
+        flat = weights_N.new_zeros(documents * self.terms).index_add(0, places_N, weights_N[known_N])
+        return flat.view(documents, self.terms)

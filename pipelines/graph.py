@@ -1,0 +1,209 @@
+"""graph: shards -> graph. For every document its neighbours, and the mean of their words.
+
+In four steps, each kept until the whole is done: the words as vectors; LSI coordinates (and embeddings) beside them;
+the most similar documents of each; and from the graph that these make the neighbours, and their words.
+Shapes: N documents, n of a part, D dimensions, S of a sketch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.sparse import csr_matrix, load_npz, save_npz
+
+from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, record_part, replacing, require_disk
+from pipelines.diffusion import ROWS_AT_ONCE, neighbours, transitions
+from pipelines.embeddings import Embeddings
+from pipelines.lsi import fit_lsi
+from pipelines.nearest import Nearest
+from pipelines.neighbour_words import graph_schema, graph_table
+from pipelines.progress import Progress, Silent
+from pipelines.references import unit_rows
+from pipelines.scatter import scatter
+from pipelines.similar import Similar, Similarity
+from pipelines.word_matrix import WordMatrix
+from vae_core.config import Config
+from vae_core.errors import Misuse
+
+ROWS_OF_A_PART = 4096
+CANDIDATES, SKETCH = 400, 192
+"""How many documents each one is compared with, and the dimensions of the words' projection by which they are found."""
+BYTES_A_DOCUMENT = 6000
+
+
+class GraphConfig(Config):
+    """How a document's neighbours are found."""
+
+    lsi: int = Field(default=64, ge=2, description="dimensions of latent semantic indexing")
+    words_weight: float = Field(default=3.0, ge=0, description="of the words' cosine, beside LSI's")
+    embeddings_weight: float = Field(default=1.0, ge=0, description="of the embeddings' cosine, where there are some")
+    joined: int = Field(default=10, ge=1, description="most similar documents that each one is joined to")
+    neighbours: int | None = Field(
+        default=None, ge=1, description="of a document; null: the root of their number, from 10 to 100"
+    )
+    words: int = Field(default=512, ge=1, description="of a document's neighbours that are kept, the most frequent")
+    seed: int = Field(default=0, description="of LSI and random projections")
+    workers: int | None = Field(default=None, ge=1, description="null: one for each core of the cluster")
+
+
+def graph(
+    shards: Path,
+    out: Path,
+    config: GraphConfig | None = None,
+    *,
+    embeddings: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = Silent(),
+) -> Artifact:
+    """Find the neighbours of every document of `shards`, and write the graph artifact to `out`.
+
+    `embeddings` of the shards are one more sign of likeness, where there are some. Raises Misuse for fewer than three
+    documents, and Stale for embeddings of other shards.
+    """
+    config = config or GraphConfig()
+    source = Artifact.open(shards, "shards")
+    documents = int(source.manifest.statistics["documents"])
+    if documents < 3:
+        raise Misuse(
+            f"{source.path} has {documents} documents, and neighbours need at least 3; set decoder.neighbours=0"
+        )
+    beside = Embeddings.open(embeddings, source) if embeddings else None
+    inputs = [source.as_input("shards"), *([beside.artifact.as_input("embeddings")] if beside else [])]
+    settings = config.model_dump(mode="json", exclude={"workers"})
+    draft = begin(out, Plan(kind="graph", config=settings, inputs=tuple(inputs)), overwrite=overwrite)
+    if isinstance(draft, Artifact):
+        return draft
+    require_disk(out, needed=BYTES_A_DOCUMENT * documents)
+    progress.start("graph", 2 * documents, "documents")
+    progress.advance(0, "latent topics")
+    _write_space(draft.scratch, source, beside, config)
+    _write_walk(draft.scratch, documents, config, progress)
+    parts = _write_parts(draft, documents, config, progress)
+    progress.finish()
+    statistics = {"documents": documents, "neighbours": _neighbours(config, documents)}
+    return draft.finish(parts, statistics)
+
+
+def _neighbours(config: GraphConfig, documents: int) -> int:
+    derived = min(100, max(10, round(documents**0.5)))
+    return min(config.neighbours or derived, documents - 1)
+
+
+def _write_space(scratch: Path, shards: Artifact, embeddings: Embeddings | None, config: GraphConfig) -> None:
+    """The words' vectors, `dense.npy`, and the sketch by which candidates are found."""
+    words = WordMatrix.write(shards, scratch)
+    if not (scratch / "dense.npy").exists():
+        vectors_VD, _ = fit_lsi(words.blocks, words.terms, config.lsi, config.seed)
+        width = vectors_VD.shape[1] + (embeddings.dimensions if embeddings else 0)
+
+        def dense(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            topics = unit_rows(words.rows(rows) @ vectors_VD)
+            if embeddings is None:
+                return topics
+            return np.hstack([topics, config.embeddings_weight**0.5 * embeddings.rows(rows)])
+
+        _write_rows(scratch / "dense.npy", len(words), width, dense)
+    if not (scratch / "sketch.faiss").exists():
+        _write_sketch(scratch, words, config)
+
+
+def _write_sketch(scratch: Path, words: WordMatrix, config: GraphConfig) -> None:
+    """Vectors whose products are about the similarities (Johnson & Lindenstrauss), and an index over them."""
+    dense_ND = np.load(scratch / "dense.npy", mmap_mode="r")
+    projection = np.random.default_rng(config.seed).standard_normal((words.terms, SKETCH)).astype(np.float32)
+    projection *= (config.words_weight / SKETCH) ** 0.5
+
+    def sketch(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.hstack([words.rows(rows) @ projection, dense_ND[rows]])
+
+    _write_rows(scratch / "sketch.npy", len(words), SKETCH + dense_ND.shape[1], sketch)
+    _write_index(scratch / "sketch.faiss", np.load(scratch / "sketch.npy", mmap_mode="r"))
+
+
+def _write_walk(scratch: Path, documents: int, config: GraphConfig, progress: Progress) -> None:
+    """`walk.npz`, after the most similar documents of each have been found by all workers."""
+    if (scratch / "walk.npz").exists():
+        progress.advance(documents)
+        return
+    progress.advance(0, "similar documents")
+    joined = min(config.joined, documents - 1)
+    pieces = {scratch / f"similar-{rows.start:012d}.npz": rows for rows in _pieces(documents)}
+    waiting = [(path, rows) for path, rows in pieces.items() if not path.exists()]
+    progress.advance(documents - sum(len(rows) for _, rows in waiting))
+    for count in scatter(partial(_make_searcher, scratch, config, joined), waiting, workers=config.workers):
+        progress.advance(count)
+    found = [np.load(path) for path in pieces]
+    similar = Similar(*(np.concatenate([part[name] for part in found]) for name in ("rows", "scores")))
+    with replacing(scratch / "walk.npz") as temporary, temporary.open("wb") as file:
+        save_npz(file, transitions(similar), compressed=False)
+
+
+def _make_searcher(scratch: Path, config: GraphConfig, joined: int) -> Callable[[tuple[Path, range]], int]:
+    dense_ND, sketch_NS = (np.load(scratch / name, mmap_mode="r") for name in ("dense.npy", "sketch.npy"))
+    candidates = partial(_candidates, Nearest.load(scratch / "sketch.faiss"), sketch_NS)
+    similarity = Similarity(WordMatrix(scratch), dense_ND, config.words_weight, candidates)
+    return partial(_write_similar, similarity, joined)
+
+
+def _candidates(index: Nearest, sketch_NS: NDArray[np.float32], rows_n: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Documents that may be among the most similar, (n, C); a document's own row stands in where too few are found."""
+    found_nC = index.search(sketch_NS[rows_n], min(CANDIDATES, len(sketch_NS)))
+    return np.where(found_nC < 0, rows_n[:, None], found_nC)
+
+
+def _write_similar(similarity: Similarity, joined: int, item: tuple[Path, range]) -> int:
+    path, rows = item
+    similar = similarity.of(np.asarray(rows), joined)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, rows=similar.rows.astype(np.int32), scores=similar.scores)
+    return len(rows)
+
+
+def _write_parts(draft: Draft, documents: int, config: GraphConfig, progress: Progress) -> list[Part]:
+    progress.advance(0, "neighbours")
+    pieces = {f"part-{number:05d}.arrow": rows for number, rows in enumerate(_pieces(documents))}
+    parts = {name: part for name in pieces if (part := find_part(draft.path, name))}
+    progress.advance(sum(part.rows for part in parts.values()))
+    waiting = [(name, rows) for name, rows in pieces.items() if name not in parts]
+    make_worker = partial(_make_writer, draft.path, draft.scratch, _neighbours(config, documents), config.words)
+    for part in scatter(make_worker, waiting, workers=config.workers):
+        parts[part.name] = part
+        progress.advance(part.rows)
+    return [parts[name] for name in pieces]
+
+
+def _make_writer(out: Path, scratch: Path, count: int, kept: int) -> Callable[[tuple[str, range]], Part]:
+    return partial(_write_part, out, load_npz(scratch / "walk.npz"), WordMatrix(scratch), count, kept)
+
+
+def _write_part(out: Path, walk: csr_matrix, words: WordMatrix, count: int, kept: int, item: tuple[str, range]) -> Part:
+    name, rows = item
+    with replacing(out / name) as temporary, pa.ipc.new_file(str(temporary), graph_schema()) as writer:
+        for start in range(rows.start, rows.stop, ROWS_AT_ONCE):
+            here = np.arange(start, min(start + ROWS_AT_ONCE, rows.stop))
+            writer.write_table(graph_table(neighbours(walk, here, count), words, kept))
+    return record_part(out, name, len(rows))
+
+
+def _pieces(documents: int) -> list[range]:
+    starts = range(0, documents, ROWS_OF_A_PART)
+    return [range(start, min(start + ROWS_OF_A_PART, documents)) for start in starts]
+
+
+def _write_rows(path: Path, rows: int, width: int, read: Callable[[NDArray[np.int64]], NDArray[np.float32]]) -> None:
+    """A matrix in a .npy file, made a block of rows at a time."""
+    with replacing(path) as temporary:
+        matrix = np.lib.format.open_memmap(temporary, "w+", np.float32, (rows, width))
+        for start in range(0, rows, ROWS_OF_A_PART):
+            here = np.arange(start, min(start + ROWS_OF_A_PART, rows))
+            matrix[here[0] : here[-1] + 1] = read(here)
+        matrix.flush()
+
+
+def _write_index(path: Path, vectors_ND: NDArray[np.float32]) -> None:
+    with replacing(path) as temporary:
+        Nearest.build(vectors_ND).save(temporary)

@@ -1,0 +1,165 @@
+"""Neighbours of documents with planted topics, and each step on the way against dense arithmetic."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from planted import Text, planted_shards, planted_texts
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer
+
+from pipelines.artifact import UNFINISHED, Artifact
+from pipelines.diffusion import CONTINUE, SHARPNESS, STEPS, neighbours, transitions
+from pipelines.graph import GraphConfig, graph
+from pipelines.neighbour_words import NeighbourWords, graph_table, require_shards
+from pipelines.shards import record_batches
+from pipelines.similar import Similar, Similarity
+from pipelines.word_matrix import WordMatrix
+from vae_core.errors import Misuse, Stale
+
+DOCUMENTS, TOPICS = 300, 3
+TEXTS = [*planted_texts(DOCUMENTS, TOPICS), Text("qqqq", 0)]
+CONFIG = GraphConfig(lsi=8, words=1000)
+
+
+@pytest.fixture(scope="module")
+def shards(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    del ray_cluster
+    return planted_shards(tmp_path_factory.mktemp("graph"), TEXTS)
+
+
+@pytest.fixture(scope="module")
+def made(shards: Artifact) -> Artifact:
+    return graph(shards.path, shards.path.parent / "graph", CONFIG)
+
+
+def column(artifact: Artifact, name: str) -> list[list[int]]:
+    return [
+        row for path in artifact.files(".arrow") for batch in record_batches(path) for row in batch[name].to_pylist()
+    ]
+
+
+def dense_words(words: WordMatrix) -> np.ndarray:
+    return np.asarray(words.rows(np.arange(len(words))).todense())
+
+
+def test_neighbours_are_of_the_same_topic(made: Artifact) -> None:
+    found = column(made, "neighbours")
+    assert [len(row) for row in found[:DOCUMENTS]] == [17] * DOCUMENTS  # the root of 301
+    topics = np.array([text.topic for text in TEXTS])
+    assert all(row not in others for row, others in enumerate(found))
+    assert np.mean([(topics[others] == topics[row]).mean() for row, others in enumerate(found[:DOCUMENTS])]) > 0.97
+
+
+def test_a_document_without_a_shared_word_has_no_neighbours_and_is_nobodys(made: Artifact) -> None:
+    found = column(made, "neighbours")
+    assert found[DOCUMENTS] == column(made, "words")[DOCUMENTS] == []
+    assert all(DOCUMENTS not in others for others in found)
+
+
+def test_words_are_the_mean_of_the_neighbours_words(made: Artifact, shards: Artifact, tmp_path: Path) -> None:
+    dense = dense_words(WordMatrix.write(shards, tmp_path))
+    shares = dense / np.maximum(dense.sum(axis=1, keepdims=True), 1e-12)
+    rows = np.array([7, 0, DOCUMENTS, 299])
+    near = NeighbourWords(made).of(rows)
+    told = torch.zeros(len(rows), dense.shape[1]).index_put((near.terms.rows, near.terms.values), near.shares)
+    found = column(made, "neighbours")
+    for place, row in enumerate(rows):
+        expected = shares[found[row]].mean(axis=0) if found[row] else np.zeros(dense.shape[1])
+        np.testing.assert_allclose(told[place], expected, atol=2e-4)
+
+
+def test_only_the_most_frequent_words_are_kept(shards: Artifact, tmp_path: Path) -> None:
+    words = WordMatrix.write(shards, tmp_path)
+    whole, cut = (graph_table([np.array([3, 4, 5])], words, kept).to_pydict() for kept in (10_000, 6))
+    largest = sorted(zip(whole["shares"][0], whole["words"][0], strict=True), reverse=True)[:6]
+    assert sorted(cut["shares"][0], reverse=True) == [share for share, _ in largest]
+    assert cut["words"][0] == sorted(cut["words"][0])
+
+
+def test_the_matrix_on_disk_is_bm25_at_unit_length(shards: Artifact, tmp_path: Path) -> None:
+    words = WordMatrix.write(shards, tmp_path)
+    counter = CountVectorizer(token_pattern=r"\w\w+", min_df=2, max_df=0.5)
+    counts = counter.fit_transform([text.words for text in TEXTS]).toarray().astype(float)
+    df = (counts > 0).sum(axis=0)
+    idf = np.log(1 + (len(counts) - df + 0.5) / (df + 0.5))
+    slack = 1.2 * (0.25 + 0.75 * counts.sum(axis=1, keepdims=True) / counts.sum(axis=1).mean())
+    weights = idf * counts * 2.2 / (counts + slack)
+    weights /= np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
+    np.testing.assert_allclose(dense_words(words) @ dense_words(words).T, weights @ weights.T, atol=1e-5)
+    assert (words.rows(np.array([5, 2])) != words.rows(np.arange(6))[[5, 2]]).nnz == 0
+    assert sum(block.shape[0] for block in words.blocks()) == len(words) == len(TEXTS)
+
+
+def test_the_most_similar_are_those_of_the_dense_products(shards: Artifact, tmp_path: Path) -> None:
+    words = WordMatrix.write(shards, tmp_path)
+    topics = np.random.default_rng(0).standard_normal((len(words), 4)).astype(np.float32) / 4
+    everyone = np.arange(len(words))
+    similarity = Similarity(words, topics, 3.0, lambda rows: np.tile(everyone, (len(rows), 1)))
+    found = similarity.of(np.array([9, 4]), 5)
+    scores = (3 * dense_words(words) @ dense_words(words).T + topics @ topics.T)[[9, 4]]
+    scores[[0, 1], [9, 4]] = -np.inf
+    np.testing.assert_array_equal(found.rows, np.argsort(-scores, axis=1)[:, :5])
+    np.testing.assert_allclose(found.scores, np.maximum(-np.sort(-scores, axis=1)[:, :5], 0), atol=1e-5)
+
+
+def similar_at_random(documents: int, joined: int) -> Similar:
+    dice = np.random.default_rng(1)
+    rows = np.stack([dice.choice(np.delete(np.arange(documents), row), joined, False) for row in range(documents)])
+    return Similar(rows, dice.random((documents, joined)).astype(np.float32))
+
+
+def test_the_walk_is_personalised_pagerank_on_the_normalised_graph() -> None:
+    similar = similar_at_random(60, 4)
+    weights = np.zeros((60, 60))
+    weights[np.arange(60)[:, None], similar.rows] = similar.scores.astype(float) ** SHARPNESS
+    weights = np.maximum(weights, weights.T)
+    scale = weights.sum(axis=1) ** -0.5
+    walk = scale[:, None] * weights * scale
+    np.testing.assert_allclose(transitions(similar).toarray(), walk, atol=1e-6)
+    met = np.eye(60)
+    for _ in range(STEPS):
+        met = CONTINUE * met @ walk + (1 - CONTINUE) * np.eye(60)
+    np.fill_diagonal(met, -1)
+    for row, found in enumerate(neighbours(transitions(similar), np.arange(60), 8)):
+        np.testing.assert_allclose(met[row, found], -np.sort(-met[row])[:8], rtol=1e-4)
+
+
+def test_keeping_the_largest_entries_of_a_row_finds_nearly_the_same_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = transitions(similar_at_random(600, 5))
+    whole = neighbours(walk, np.arange(40), 10)
+    monkeypatch.setattr("pipelines.diffusion.KEPT", 300)
+    cut = neighbours(walk, np.arange(40), 10)
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(whole, cut, strict=True)]) > 0.9
+
+
+def test_a_document_that_nothing_joins_meets_nobody() -> None:
+    similar = Similar(np.array([[1], [0], [0]]), np.array([[1.0], [1.0], [0.0]], np.float32))
+    assert [found.tolist() for found in neighbours(transitions(similar), np.arange(3), 2)] == [[1], [0], []]
+    assert isinstance(transitions(similar), csr_matrix)
+
+
+def test_a_killed_graph_is_finished_to_the_same_bytes(
+    made: Artifact, shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("fit_lsi", "transitions", "_write_parts"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"pipelines.graph.{step}", killed)
+            with pytest.raises(KeyboardInterrupt):
+                graph(shards.path, tmp_path / "graph", CONFIG)
+        assert (tmp_path / "graph" / UNFINISHED).exists()
+    again = graph(shards.path, tmp_path / "graph", CONFIG)
+    assert [part.checksum for part in again.manifest.parts] == [part.checksum for part in made.manifest.parts]
+    assert not (tmp_path / "graph" / UNFINISHED).exists()
+
+
+def test_refuses_other_shards_and_a_corpus_without_neighbours(made: Artifact, tmp_path: Path) -> None:
+    few = planted_shards(tmp_path, planted_texts(2, 1))
+    with pytest.raises(Misuse, match="has 2 documents, and neighbours need at least 3"):
+        graph(few.path, tmp_path / "graph")
+    with pytest.raises(Stale, match="is the graph of other shards"):
+        require_shards(made, few)

@@ -26,8 +26,8 @@ from vae_core.topics import component_words
 CODES_AT_ONCE = 1 << 20
 WORDS = 8
 """Of each component, those that it raises most."""
-RATE_DOCUMENTS = 256
-"""Queries that the rate is a mean over: each is encoded once more for it."""
+RATE_DOCUMENTS, RATED_AT_ONCE = 256, 8
+"""Queries that the rate is a mean over: each is encoded once more for it, padded to the longest of a few."""
 
 
 def code_figures(database: Database, asked: pa.Table, log_odds_QK: NDArray[np.float32]) -> dict[str, Any]:
@@ -96,12 +96,19 @@ def _of_queries(database: Database, asked: pa.Table, log_odds_QK: NDArray[np.flo
         return {"active_units": None, "rate": None, "kl_groups": []}
     units = UnitVariance(database.index.bits)
     units.update(torch.from_numpy(log_odds_QK).sigmoid())
-    model = database.encoder.model.eval()
-    some = asked.take(pa.array(np.unique(np.linspace(0, len(asked) - 1, RATE_DOCUMENTS).astype(np.int64))))
-    posterior = model.posterior(batch_of(some, tokens=model.reads_tokens, embeddings=_embedded(database, some)))
-    kl_G = model.latent.kl_groups(posterior).double().mean(dim=0)
+    some = np.unique(np.linspace(0, len(asked) - 1, RATE_DOCUMENTS).astype(np.int64))
+    starts = range(0, len(some), RATED_AT_ONCE)
+    rates = [_kl_groups(database, asked.take(pa.array(some[start : start + RATED_AT_ONCE]))) for start in starts]
+    kl_G = torch.cat(rates).mean(dim=0)
     active = units.active if len(log_odds_QK) > 1 else None
     return {"active_units": active, "rate": float(kl_G.sum()), "kl_groups": kl_G.tolist()}
+
+
+def _kl_groups(database: Database, documents: pa.Table) -> torch.Tensor:
+    """The rate of each group in nats, (n, G)."""
+    model = database.encoder.model.eval()
+    batch = batch_of(documents, tokens=model.reads_tokens, embeddings=_embedded(database, documents))
+    return model.latent.kl_groups(model.posterior(batch)).double()
 
 
 def _embedded(database: Database, documents: pa.Table) -> NDArray[np.float32] | None:

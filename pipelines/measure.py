@@ -18,8 +18,9 @@ from pipelines.rankings import CodeRanking, Rankings
 from pipelines.references import nearest
 from vae_core.errors import Misuse
 
-CELLS = 1 << 23
-"""Pairs of a query and a document that are in memory at a time."""
+CELLS, FEWEST = 1 << 19, 16
+"""Pairs of a query and a document that are worked on at a time, so many that they stay in a cache; and queries, of more
+documents than that."""
 AVERAGED = "_ties_averaged"
 ByRanking = dict[str, list[NDArray[np.float64]]]
 Numbers = TypeVar("Numbers", NDArray[np.float64], NDArray[np.int64])
@@ -108,7 +109,7 @@ def measure(
     exact = found.get(compared.exact) if compared.exact else None
     sparse = {name for name, one in compared.references.items() if not isinstance(one.queries, np.ndarray)}
     sums, at = _Sums(), ranks(others)
-    step = max(1, CELLS // documents)
+    step = max(FEWEST, CELLS // documents)
     progress.start("measure", len(queries), "queries")
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)

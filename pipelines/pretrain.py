@@ -28,7 +28,7 @@ from pipelines.embeddings import require_shards
 from pipelines.engine import PretrainConfig
 from pipelines.phases import Job, Schedule
 from pipelines.progress import Progress, Silent
-from pipelines.scatter import cluster
+from pipelines.scatter import cluster, cores
 from pipelines.shards import distinct_labels
 from pipelines.tracking import NoTracking, Tracker
 from pipelines.training import EXPORT, FAILURE, METRICS, train
@@ -229,13 +229,11 @@ def _cores_each(config: PretrainConfig) -> int:
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if config.gpus and gpus < config.workers:
         raise Misuse(f"pretrain.workers is {config.workers} with a GPU each, and the cluster has {gpus} GPUs")
-    cores = [int(node.get("CPU", 0)) for node in nodes]
-    for each in range(max(cores, default=0), 0, -1):
-        if sum(available // each for available in cores) >= config.workers:
+    of_nodes, ours = [int(node.get("CPU", 0)) for node in nodes], cores()
+    for each in range(min(max(of_nodes, default=0), ours // config.workers), 0, -1):
+        if sum(available // each for available in of_nodes) >= config.workers:
             return each
-    raise Misuse(
-        f"pretrain.workers is {config.workers}, and the cluster has {sum(cores)} cores; set it to {sum(cores)} or less"
-    )
+    raise Misuse(f"pretrain.workers is {config.workers}, and the cluster has {ours} cores; set it to {ours} or less")
 
 
 def _worker(config: dict[str, Any]) -> None:

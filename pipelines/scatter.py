@@ -22,16 +22,23 @@ MEMORY_BYTES = 1_500_000_000
 """Free memory below which a local Ray is not started: its daemons and two workers with torch take about as much."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SHARED: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
+_SHARE: ContextVar[int | None] = ContextVar("share", default=None)
 
 
 def scatter(
-    make_worker: Callable[[], Callable[[Item], Result]], items: Iterable[Item], *, workers: int | None = None
+    make_worker: Callable[[], Callable[[Item], Result]],
+    items: Iterable[Item],
+    *,
+    workers: int | None = None,
+    running_stages: bool = False,
 ) -> Iterator[Result]:
     """Results of a pool of one-core workers over `items`, as they come.
 
     `make_worker` runs once in each process and returns the function that is called with each item: load a model
     there, not for each item. An item whose process was killed is tried again in a new one, RETRIES times.
-    Raises what the worker raised where that is a LatentbitsError, and otherwise one that names the item.
+    Workers `running_stages` hold no core themselves: each has an equal share of the cluster's for its stages.
+    Raises what the worker raised where that is a LatentbitsError, and otherwise one that names the item; Misuse where
+    workers that run stages are more than the cores.
     """
     items = list(items)
     if not items:
@@ -40,9 +47,11 @@ def scatter(
     from ray.util import ActorPool
 
     with cluster():
-        count = min(len(items), workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
-        remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=RETRIES)(_Worker)
-        actors = [remote.remote(make_worker) for _ in range(count)]
+        count = min(len(items), workers or cores(), _SHARE.get() or len(items))
+        share = _share_of(count) if running_stages else None
+        options = {"num_cpus": 0 if running_stages else 1, "max_restarts": -1, "max_task_retries": RETRIES}
+        remote = ray.remote(**options)(_Worker)
+        actors = [remote.remote(make_worker, share) for _ in range(count)]
         try:
             pool = ActorPool(actors)
             for item in items:
@@ -52,6 +61,16 @@ def scatter(
         finally:  # an error's traceback would keep them, and with them the cores that the next call waits for
             for actor in actors:
                 ray.kill(actor)
+
+
+def cores() -> int:
+    """Cores that stages of this process may hold: all of the open cluster, or its share in a worker that runs stages.
+
+    Two stages at once that each waited for more would wait for each other.
+    """
+    import ray
+
+    return _SHARE.get() or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 @contextmanager
@@ -108,6 +127,13 @@ def _started() -> Iterator[None]:
         ray.shutdown()
 
 
+def _share_of(count: int) -> int:
+    share = cores() // count
+    if share == 0:
+        raise Misuse(f"{count} workers that run stages need a core each, and there are {cores()}; ask for fewer")
+    return share
+
+
 def _require_memory() -> None:
     free = psutil.virtual_memory().available
     if free < MEMORY_BYTES:
@@ -120,11 +146,13 @@ def _require_memory() -> None:
 class _Worker:
     """Runs in its own process. What the work raises is returned, since Ray would raise something else in its place."""
 
-    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]], share: int | None) -> None:
         self.make_worker = make_worker
+        self.share = share
         self.work: Callable[[Any], Any] | None = None
 
     def run(self, item: Any) -> tuple[Any, LatentbitsError | None]:
+        _SHARE.set(self.share)
         try:
             self.work = self.work or self.make_worker()
             return self.work(item), None

@@ -1,12 +1,13 @@
 """The door to Ray, through a real cluster."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipelines.scatter import scatter
+from pipelines.scatter import cores, scatter
 from vae_core.errors import Damaged, LatentbitsError, Misuse
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -103,3 +104,34 @@ def test_an_item_that_kills_every_process_ends_in_an_error_that_says_so() -> Non
 
     with pytest.raises(LatentbitsError, match="a worker process died 4 times on the same item"):
         list(scatter(make, [1]))
+
+
+def test_workers_that_run_stages_at_once_do_not_wait_for_each_others_cores(tmp_path: Path) -> None:
+    """Each holds a core until the other holds one too, and needs another item done: with more than a share each, two
+    pools on two cores would wait for ever."""
+
+    def make() -> Callable[[str], list[str]]:
+        def meet(item: tuple[str, int]) -> str:
+            name, number = item
+            (tmp_path / name).touch()
+            end = time.monotonic() + 60
+            while number == 0 and len(list(tmp_path.iterdir())) < 2:
+                assert time.monotonic() < end, "the other pool had no core"
+                time.sleep(0.02)
+            return f"{name}{number}"
+
+        return lambda name: sorted(scatter(lambda: meet, [(name, number) for number in range(3)]))
+
+    assert sorted(scatter(make, ["a", "b"], workers=2, running_stages=True)) == [
+        ["a0", "a1", "a2"],
+        ["b0", "b1", "b2"],
+    ]
+
+
+def test_workers_that_run_stages_are_told_their_share_of_the_cores() -> None:
+    whole = cores()
+    assert list(scatter(lambda: lambda _: cores(), [1], running_stages=True)) == [whole]
+    shares = scatter(lambda: lambda _: cores(), range(whole), workers=whole, running_stages=True)
+    assert set(shares) == {1}
+    with pytest.raises(Misuse, match=f"{whole + 1} workers that run stages need a core each, and there are {whole}"):
+        list(scatter(lambda: str, range(whole + 1), workers=whole + 1, running_stages=True))

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-HELD_NUMBERS = 1 << 25
+HELD_NUMBERS = 1 << 26
 """Bits of distinct codes that are kept unpacked; of more, CODES_AT_ONCE are unpacked whenever they are asked."""
 CODES_AT_ONCE = 1 << 16
 

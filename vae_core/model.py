@@ -149,6 +149,8 @@ class Terms(NamedTuple):
 class Encoded:
     """Codes and what is known of them: log-odds (B, K), component (B,), confidence (B,) between 0.5 and 1.
 
+    Of a document that holds nothing the encoder reads nothing is known: log-odds are 0 and the confidence is 0.5.
+
     The component is the most probable one given the code, argmax p(c | z); the confidence is the geometric mean of
     the probabilities that the posterior gives the code's bits.
     """
@@ -213,10 +215,15 @@ class VAE(nn.Module):
     def encode(self, batch: Batch) -> Encoded:
         """Codes of documents, the same in any batch. Call in evaluation mode."""
         posterior = self.posterior(batch)
-        log_odds = posterior.log_odds
+        log_odds = posterior.log_odds.masked_fill(self._unread(batch).unsqueeze(1), 0.0)
         code = log_odds > 0
         confidence = -softplus(-log_odds.abs()).mean(dim=1)
         return Encoded(log_odds, self.latent.components_of(code).argmax(dim=-1), confidence.exp())
+
+    def _unread(self, batch: Batch) -> Tensor:
+        """Which documents have nothing that the encoder reads, (B,)."""
+        read = batch.tokens if self.encoder.reads_tokens else batch.terms
+        return (read.lengths == 0) & (batch.embeddings is None)
 
     def _features(self, batch: Batch, told: Tensor | None, progress: float) -> Any:
         if self.training and self.config.corruption.active:

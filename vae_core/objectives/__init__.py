@@ -13,6 +13,7 @@ from vae_core.mmd import mmd_squared
 from vae_core.model import Terms
 from vae_core.objectives.annealing import Annealing
 from vae_core.objectives.beta import Beta, weighted
+from vae_core.objectives.decorrelation import decorrelation
 from vae_core.objectives.free_bits import FreeBits, floored
 from vae_core.objectives.importance_weighted import ImportanceWeighted, importance_weighted
 from vae_core.objectives.loss import Loss
@@ -50,6 +51,7 @@ class Objective(Config):
     component_information: float = Field(
         default=0.0, ge=0, le=1, description="share of I(c; x) that the component's KL does not cost"
     )
+    decorrelation: float = Field(default=0.0, ge=0, description="weight of unbalanced and of correlated bits")
     mmd: float = Field(default=0.0, ge=0, description="weight of the squared MMD between q(z) and p(z) (InfoVAE, WAE)")
 
     @field_validator("rate", mode="before")
@@ -92,6 +94,8 @@ def _beside(terms: Terms, objective: Objective) -> Tensor:
         extra = extra - objective.dispersion * terms.dispersion.mean()
     if objective.component_information:
         extra = extra - objective.component_information * _component_information(terms.posterior.component_logits)
+    if objective.decorrelation:
+        extra = extra + objective.decorrelation * decorrelation(terms.posterior.means)
     if objective.mmd:
         extra = extra + objective.mmd * mmd_squared(terms.z[0], terms.prior_z)
     return extra

@@ -2,10 +2,17 @@
 
 from vae_core.errors import Misuse
 from vae_core.estimators import ScoreFunction
-from vae_core.latents import BernoulliMixtureConfig, GaussianConfig, GaussianMixtureConfig, NonparametricConfig
+from vae_core.latents import (
+    BernoulliConfig,
+    BernoulliMixtureConfig,
+    GaussianConfig,
+    GaussianMixtureConfig,
+    NonparametricConfig,
+)
 from vae_core.model import Composition
 from vae_core.objectives import ImportanceWeighted, Objective
 
+BITS = BernoulliConfig | BernoulliMixtureConfig
 MIXTURES = BernoulliMixtureConfig | GaussianMixtureConfig
 REAL = GaussianConfig | GaussianMixtureConfig
 
@@ -19,6 +26,11 @@ def require_fitting(model: Composition, objective: Objective, samples: int) -> N
                 f"objective.{name} is about a mixture's components, and a {latent.kind} latent has none; "
                 f"set it to 0, or latent.kind to bernoulli_mixture or gaussian_mixture"
             )
+    if objective.decorrelation and not isinstance(latent, BITS):
+        raise Misuse(
+            f"objective.decorrelation is about bits, and a {latent.kind} latent has none; set it to 0, or latent.kind "
+            f"to bernoulli or bernoulli_mixture"
+        )
     if objective.mmd and isinstance(latent, NonparametricConfig):
         raise Misuse("objective.mmd compares vectors, and the z of a nonparametric latent is a set; set it to 0")
     if isinstance(objective.rate, ImportanceWeighted) and not isinstance(latent, REAL):

@@ -39,6 +39,7 @@ from vae_core.decoders import BagOfWordsDecoderConfig
 from vae_core.encoders import TransformerEncoderConfig
 from vae_core.encoders.pretrained import PretrainedEncoderConfig, with_architecture
 from vae_core.errors import LatentbitsError, Misuse
+from vae_core.latents import BernoulliMixtureConfig
 from vae_core.model import CONFIG_FILE, WEIGHTS_FILE, Composition, VAEConfig
 from vae_core.objectives.fitting import require_fitting
 
@@ -168,12 +169,20 @@ def _inputs(
     return (*inputs, *(artifact.as_input(name) for name, artifact in named.items() if artifact is not None))
 
 
+def components_for(documents: int) -> int:
+    """How many components the prior of a corpus has: 21 for 11,000 documents, 200 for a million."""
+    return min(256, max(8, round(documents**0.5 / 5)))
+
+
 def _sized(model: Composition, shards: Artifact, embeddings: Artifact | None) -> VAEConfig:
     tokenizer = tokenizers.Tokenizer.from_file(str(shards.path / "tokenizer.json"))
     terms = pq.read_metadata(shards.path / "vocabulary.parquet").num_rows
     if isinstance(model.condition, ClassConditionConfig) and not model.condition.classes:
         classes = distinct_labels(shards, MOST_CLASSES)
         model = model.model_copy(update={"condition": model.condition.model_copy(update={"classes": classes})})
+    if isinstance(model.latent, BernoulliMixtureConfig) and model.latent.components is None:
+        components = components_for(shards.manifest.statistics["documents"])
+        model = model.model_copy(update={"latent": model.latent.model_copy(update={"components": components})})
     width = embeddings.manifest.statistics["dimensions"] if embeddings else 0
     return VAEConfig(**model.model_dump(), terms=terms, tokens=tokenizer.get_vocab_size(), embeddings=width)
 

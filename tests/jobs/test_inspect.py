@@ -18,7 +18,7 @@ def test_a_run_folder_is_all_its_artifacts(tiny: Tiny) -> None:
     assert facts["kind"] == "run"
     kinds = {Path(inner["path"]).name: inner["kind"] for inner in facts["artifacts"]}
     assert kinds == {name: "report" if name == "report" else name for name in kinds}
-    assert set(kinds) == {"shards", "model", "codes", "index", "report"}
+    assert set(kinds) == {"shards", "graph", "model", "codes", "index", "report"}
 
 
 def test_an_artifact_leads_back_to_its_files(tiny: Tiny) -> None:

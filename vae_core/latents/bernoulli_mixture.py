@@ -18,13 +18,18 @@ from vae_core.latents.bernoulli import log_bits
 from vae_core.latents.head import Head
 from vae_core.latents.latent import Latent, LatentDraw
 
+COMPONENTS = 20
+"""Of a prior of which nobody says how many it has."""
+
 
 class BernoulliMixtureConfig(Config):
     """Settings of the Bernoulli mixture latent."""
 
     kind: Literal["bernoulli_mixture"] = "bernoulli_mixture"
     bits: int = Field(default=64, ge=8, le=512, multiple_of=8, description="of a code")
-    components: int = Field(default=20, ge=1, le=65535, description="of the prior")
+    components: int | None = Field(
+        default=None, ge=1, le=65535, description="of the prior; null: a fifth of the root of the number of documents"
+    )
     assignment: Literal["amortised", "optimal"] = Field(
         default="amortised", description="q(c | x): a head of its own, or the closed form that makes the KL smallest"
     )
@@ -49,15 +54,15 @@ class BernoulliMixtureLatent(Latent):
     def __init__(self, config: BernoulliMixtureConfig, features: int) -> None:
         super().__init__()
         self.config = config
-        self.components = config.components
+        self.components = components = config.components or COMPONENTS
         self.width = self.code_bits = config.bits
         self.log_odds = Head(features, config.bits)
-        self.component = Head(features, config.components) if config.assignment == "amortised" else None
+        self.component = Head(features, components) if config.assignment == "amortised" else None
         self.noise = Head(features, config.bits) if config.noise else None
         if self.noise is not None:
             nn.init.constant_(self.noise.bias, -2.0)
-        self.prior_components = nn.Parameter(torch.zeros(config.components))
-        self.prior_log_odds = nn.Parameter(0.5 * torch.randn(config.components, config.bits))
+        self.prior_components = nn.Parameter(torch.zeros(components))
+        self.prior_log_odds = nn.Parameter(0.5 * torch.randn(components, config.bits))
 
     def forward(self, features: Tensor, samples: int = 1) -> LatentDraw:
         # Under autocast the products over components would be in bfloat16, and the KL is a difference of them.

@@ -11,6 +11,7 @@ import typer
 
 from jobs.model_commands import diagnose, generate
 from jobs.options import Embeddings, EncoderFolder, Graph, Json, Out, Overwrite, Set, print_json, working
+from jobs.sweep_command import sweep
 from vae_core.errors import LatentbitsError, Misuse
 
 if TYPE_CHECKING:
@@ -393,6 +394,7 @@ def evaluate(
 
 app.command()(diagnose)
 app.command()(generate)
+app.command()(sweep)
 
 
 @app.command()

@@ -110,7 +110,7 @@ class Bar:
         now = time.monotonic()
         self.pace.advance(amount, now)
         if self.bar is not None:
-            self.bar.update(self.task, advance=amount, note=self.note, left=_left(self.pace.left(now)))
+            self.bar.update(self.task, advance=amount, note=self.note, left=time_left(self.pace.left(now)))
 
     def finish(self) -> None:
         if self.bar is not None:
@@ -150,7 +150,11 @@ class Lines:
         self.pace.advance(amount, now)
         if now - self.printed >= PLAIN_EVERY_S and self.pace.done:
             self.printed = now
-            parts = (f"{self.pace.done:,} of {self.pace.total:,} {self.unit}", _left(self.pace.left(now)), self.note)
+            parts = (
+                f"{self.pace.done:,} of {self.pace.total:,} {self.unit}",
+                time_left(self.pace.left(now)),
+                self.note,
+            )
             self._print("  ".join(filter(None, parts)))
 
     def finish(self) -> None:
@@ -169,7 +173,8 @@ class Lines:
         sys.stderr.flush()
 
 
-def _left(seconds: float | None) -> str:
+def time_left(seconds: float | None) -> str:
+    """A time that is left, for people; nothing where it is not known."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)

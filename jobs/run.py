@@ -72,7 +72,7 @@ def run(
     what an earlier one makes, and for a stale artifact, and what the stages raise.
     """
     chosen = _chosen(first, last)
-    if not any(_has_work(stage, config) for stage in chosen):
+    if not any(has_work(stage, config) for stage in chosen):
         raise Misuse(f"nothing asks for {chosen[0]}; set {ASKED_FOR_BY[chosen[0]]}")
     _require_codes(config, chosen)
     _require_embeddings(config, chosen)
@@ -84,7 +84,7 @@ def run(
     try:
         with shared_cluster():
             for stage, folder, make in stages:
-                if stage in chosen and _has_work(stage, config):
+                if stage in chosen and has_work(stage, config):
                     done.append(_timed(stage, config.out / folder, make, tracking))
         failed = False
     finally:
@@ -114,7 +114,7 @@ def _chosen(first: str, last: str) -> tuple[str, ...]:
     return chosen
 
 
-def _has_work(stage: str, config: RunConfig) -> bool:
+def has_work(stage: str, config: RunConfig) -> bool:
     """Whether the config asks for this stage; what it does not ask for is left out of the run."""
     if stage == "graph":
         return config.graph is not None and lends_neighbours(config.model)
@@ -167,7 +167,7 @@ def _stages(
             shards,
             out,
             config.graph,
-            embeddings=_if(_has_work("embed", config), embeddings),
+            embeddings=_if(has_work("embed", config), embeddings),
             overwrite=overwrite,
             progress=progress,
         )
@@ -180,7 +180,7 @@ def _stages(
             parts,
             how,
             embeddings=_if(parts.joined and embeddings.exists(), embeddings),
-            graph=_if(_has_work("graph", config), near),
+            graph=_if(has_work("graph", config), near),
             overwrite=overwrite,
             progress=progress,
             tracking=tracking,
@@ -227,7 +227,7 @@ def _stages(
 
 def _judge(config: RunConfig, embeddings: Path) -> EvaluateConfig:
     """What is evaluated: beside the rest the embeddings of the run, unless others are named."""
-    if config.evaluate.embeddings is not None or not _has_work("embed", config):
+    if config.evaluate.embeddings is not None or not has_work("embed", config):
         return config.evaluate
     return config.evaluate.model_copy(update={"embeddings": embeddings})
 

@@ -183,11 +183,16 @@ def rank_lines(said: str, ranks: Sequence[int], lines: Sequence[Line], name: str
         points = zip(places, line.values, strict=True)
         path = "L".join(f"{axes.across(x):.1f} {axes.down(y):.1f}" for x, y in points)
         shapes.append(f'<path style="{line.style}" d="M{path}"><title>{escape(line.name)}</title></path>')
+    return drawing(said, 340, [*axes.shapes(), *shapes]) + line_legend(lines)
+
+
+def line_legend(lines: Sequence[Line]) -> str:
+    """What each line stands for, as text under a drawing."""
     sample = '<svg style="width:1.8em;height:.7em" viewBox="0 0 26 10"><path style="{}" d="M0 5L26 5"/></svg>'
     keys = [
         f'<span style="white-space:nowrap">{sample.format(line.style)} {escape(line.name)}</span>' for line in lines
     ]
-    return drawing(said, 340, [*axes.shapes(), *shapes]) + f"<p>{' &nbsp; '.join(keys)}</p>"
+    return f"<p>{' &nbsp; '.join(keys)}</p>" if keys else ""
 
 
 def legend(keys: Sequence[tuple[str, str]]) -> str:

@@ -1,0 +1,154 @@
+"""Recipes measured on real corpora: P@100 of the product's own stages, trained on one part and asked with another.
+
+LATENTBITS_PART says which part asks: `validation`, 15 % of the train split and the default, by which settings may be
+chosen; or `test`, which is to be read once for each recipe.
+"""
+
+import json
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jobs.config import RunConfig, load_config
+from jobs.run import run
+from pipelines.encode import encode
+from pipelines.evaluate import evaluate
+from pipelines.index import index
+from pipelines.pretrain import lends_neighbours, pretrain
+from tests.bench.corpora import corpus_file
+
+VALIDATION = 0.15
+SUBJECT = re.compile(r"^Subject:[ \t]*((?:re:[ \t]*)*)(.*)$", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A corpus, the recipe that knows its columns, and how it is split into what is learned and what asks."""
+
+    name: str
+    file: str
+    recipe: str
+    random: bool = False
+    titles: bool = False
+
+
+PROTOCOLS = (
+    Protocol("newsgroups by date", "ng20.parquet", "newsgroups"),
+    Protocol("newsgroups random", "ng20.parquet", "newsgroups", random=True),
+    Protocol("reuters", "reuters.parquet", "reuters"),
+    Protocol("newsgroup subjects", "ng20.parquet", "short-texts", titles=True),
+    Protocol("reuters titles", "reuters.parquet", "short-texts", titles=True),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """P@100 with ties averaged, by ranking and for baselines; and how long training and encoding took."""
+
+    log_odds: float
+    hamming: float
+    baselines: dict[str, float]
+    training_s: float
+    encoding_s: float
+
+
+class Study:
+    """One protocol in a folder: its shards are made once, and its graph once for all settings of the graph."""
+
+    def __init__(self, protocol: Protocol, folder: Path) -> None:
+        self.protocol, self.folder = protocol, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._corpus = folder / "corpus.parquet"
+        if not self._corpus.exists():
+            pq.write_table(_split(protocol), self._corpus, row_group_size=2000)
+
+    def measure(self, settings: Sequence[str] = (), seed: int = 0) -> Measured:
+        """Train with these settings, as `--set` takes them, and ask the other part."""
+        config = self._config([*settings, f"pretrain.seed={seed}"])
+        shared = self.folder / _name([one for one in settings if one.startswith(("graph", "tokenize"))], "shared")
+        run(config.model_copy(update={"out": shared}), last="graph" if lends_neighbours(config.model) else "tokenize")
+        out = self.folder / _name([*settings, f"seed={seed}"], "trained")
+        graph = shared / "graph" if config.graph and lends_neighbours(config.model) else None
+        began = time.monotonic()
+        pretrain(shared / "shards", out / "model", config.model, config.pretrain, graph=graph)
+        trained = time.monotonic()
+        encode(out / "model", shared / "shards", out / "codes", config.encode)
+        encoded = time.monotonic()
+        index(out / "codes", out / "index", config.index)
+        queries = config.query_corpus()
+        evaluate(out / "index", None, out / "report", config.evaluate, queries=queries, shards=shared / "shards")
+        averaged = json.loads((out / "report" / "report.json").read_text())["ties_averaged"]
+        others = {name: value for name, value in averaged.items() if name not in ("log_odds", "hamming")}
+        seconds = (trained - began, encoded - trained)
+        return Measured(averaged["log_odds"], averaged["hamming"], others, *seconds)
+
+    def _config(self, settings: Sequence[str]) -> RunConfig:
+        fixed = [f"corpus.files=[{json.dumps(str(self._corpus))}]", "queries.where={split: [asks]}"]
+        fixed += ["tracking.enabled=false", f"out={json.dumps(str(self.folder / 'run'))}"]
+        return load_config(self.protocol.recipe, [*fixed, "corpus.where={split: [learns]}", *settings])
+
+
+def available() -> list[Protocol]:
+    """The protocols whose corpora are on this machine; says which are not."""
+    here = [protocol for protocol in PROTOCOLS if corpus_file(protocol.file)]
+    for missing in sorted({protocol.file for protocol in PROTOCOLS if protocol not in here}):
+        sys.stderr.write(f"{missing} is not here; set LATENTBITS_DATA to the folder that has it\n")
+    return here
+
+
+def mean_of(found: Sequence[Measured], ranking: str) -> float:
+    """The mean over seeds of one ranking, ours or a baseline's."""
+    own = ranking in ("log_odds", "hamming")
+    return statistics.mean(getattr(one, ranking) if own else one.baselines[ranking] for one in found)
+
+
+def _name(settings: Sequence[str], kind: str) -> str:
+    return re.sub(r"[^\w=.-]+", "_", "-".join([kind, *settings]))
+
+
+def _split(protocol: Protocol) -> pa.Table:
+    """The corpus with `split` either `learns` or `asks`; for titles with nothing but the title as text."""
+    path = corpus_file(protocol.file)
+    assert path is not None
+    table = pq.read_table(path)
+    learns, asks = _rows(protocol, np.array(table["split"]))
+    which = np.repeat("unused", len(table))
+    which[learns], which[asks] = "learns", "asks"
+    table = table.set_column(table.schema.get_field_index("split"), "split", pa.array(which))
+    if protocol.titles:
+        titles = pa.array([_title(text) for text in table["text"].to_pylist()])
+        table = table.set_column(table.schema.get_field_index("text"), "text", titles)
+    return table.filter(pa.array(which != "unused"))
+
+
+def _rows(protocol: Protocol, split: NDArray[np.str_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    part = os.environ.get("LATENTBITS_PART", "validation")
+    if part not in ("validation", "test"):
+        raise SystemExit(f"LATENTBITS_PART is {part!r}; give validation or test")
+    if protocol.random:  # 60/20/20
+        shuffled = np.random.RandomState(0).permutation(len(split))
+        first, second = int(0.6 * len(split)), int(0.8 * len(split))
+        return shuffled[:first], shuffled[second:] if part == "test" else shuffled[first:second]
+    learns = np.flatnonzero(split == "train")
+    if part == "test":
+        return learns, np.flatnonzero(split == "test")
+    shuffled = learns[np.random.RandomState(1).permutation(len(learns))]
+    held_out = int(VALIDATION * len(learns))
+    return shuffled[held_out:], shuffled[:held_out]
+
+
+def _title(text: str) -> str:
+    """A post's subject without its `Re:`, or else the first line."""
+    head, blank, _ = text.partition("\n\n")
+    found = SUBJECT.search(head) if blank else None
+    return found.group(2).strip() if found else text.strip().partition("\n")[0]

@@ -71,6 +71,7 @@ def pretrain(
     """
     source = Artifact.open(shards, "shards")
     config.require_shares(source.manifest.statistics["documents"])
+    _require_documents(model, source)
     _require_gathered(model, config)
     for phase in config.all_phases:
         require_fitting(model, phase.objective, config.samples)
@@ -97,6 +98,17 @@ def pretrain(
     kept = ("loss", "distortion", "rate", "active_units")
     statistics = {"steps": schedule.steps, "documents": schedule.documents} | {name: last[name] for name in kept}
     return draft.finish(parts, statistics, tracking.run_id("pretrain"))
+
+
+def _require_documents(model: Composition, shards: Artifact) -> None:
+    """Raise Misuse where there are fewer documents than bits: no bit could be learned from what it tells apart."""
+    documents, bits = shards.manifest.statistics["documents"], getattr(model.latent, "bits", 0)
+    if documents < bits:
+        sensible = max(8, documents // 4 // 8 * 8)
+        raise Misuse(
+            f"{shards.path} has {documents} documents, too few to learn {bits} bits from; set model.latent.bits to "
+            f"{sensible}, or add documents"
+        )
 
 
 def lends_neighbours(model: Composition) -> bool:

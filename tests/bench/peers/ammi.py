@@ -1,9 +1,9 @@
 """AMMI: codes that tell most about the document, without a decoder (Stratos & Wiseman, ICML 2020, sections 3 and 4).
 
 Maximised is w H(Z) - H(Z | X) for p(z_k = 1 | x) = sigmoid(l_k(x)), l linear in x, its bits independent given x (Markov
-order 0, as in the authors' experiments). H(Z | X) is exact. H(Z) is bounded from above by the cross entropy H(p, q) of a
-q of Markov order r over the bits, exact too: p's chances of each window of r + 1 bits, times -log q of its last. At each
-step q first lowers the bound, then p raises it. Shapes: B documents, V words, K bits, W = 2^r contexts.
+order 0, as in the authors' experiments). H(Z | X) is exact. H(Z) is bounded from above by the cross entropy H(p, q) of
+a q of Markov order r over the bits, exact too: p's chances of each window of r + 1 bits, times -log q of its last. At
+each step q first lowers the bound, then p raises it. Shapes: B documents, V words, K bits, W = 2^r contexts.
 """
 
 from collections.abc import Iterator

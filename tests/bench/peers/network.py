@@ -61,16 +61,17 @@ class Hidden(nn.Sequential):
         super().__init__(WordLayer(words, width), nn.ReLU(), *deeper, nn.Dropout(dropout))
 
 
-class WordDecoder(nn.Linear):
+class WordDecoder(nn.Module):
     """log p(x | z), a softmax for each distinct word of a document; starts at the words' frequency."""
 
     def __init__(self, bits: int, train: csr_matrix) -> None:
-        super().__init__(bits, train.shape[1])
+        super().__init__()
+        self.logits = nn.Linear(bits, train.shape[1])
         frequency_V = torch.from_numpy(np.bincount(train.indices, minlength=train.shape[1]) / train.nnz)
-        self.bias.data = (frequency_V + 1e-6).log().float()
+        self.logits.bias.data = (frequency_V + 1e-6).log().float()
 
     def forward(self, z_BK: Tensor, bags: Bags) -> Tensor:
-        log_p_BV = super().forward(z_BK).log_softmax(dim=1)
+        log_p_BV = self.logits(z_BK).log_softmax(dim=1)
         owners = torch.repeat_interleave(torch.arange(len(z_BK)), bags.offsets.diff())
         return z_BK.new_zeros(len(z_BK)).index_add(0, owners, log_p_BV[owners, bags.ids])
 

@@ -67,21 +67,22 @@ def task(corpus: Corpus, part: Part = "validation") -> Task | None:
     return Task(rows, vectorizer.transform(_texts(asked, corpus)), shared_QN)
 
 
-def precision(encode: Encoder, of: Task) -> Precision:
-    """P@100 of an encoder's codes by Hamming distance, and by sum_k l_k(q) (2 b_k(d) - 1)."""
-    signs_NK, values_QK = _signs(encode(of.database)), encode(of.queries)
-    return Precision(*(precision_at_100(weights, signs_NK, of.shared_QN) for weights in (_signs(values_QK), values_QK)))
+def precision(encode: Encoder, of: Task, places: int = PLACES) -> Precision:
+    """P@100, or at other places, of an encoder's codes by Hamming distance and by sum_k l_k(q) (2 b_k(d) - 1)."""
+    signs_NK, values_QK = signs(encode(of.database)), encode(of.queries)
+    rankings = (signs(values_QK), values_QK)
+    return Precision(*(expected_precision(weights, signs_NK, of.shared_QN, places) for weights in rankings))
 
 
-def precision_at_100(
-    weights_QK: NDArray[np.float32], signs_NK: NDArray[np.float32], shared_QN: NDArray[np.bool_]
+def expected_precision(
+    weights_QK: NDArray[np.float32], signs_NK: NDArray[np.float32], shared_QN: NDArray[np.bool_], places: int
 ) -> float:
-    """Of the 100 documents of the largest weights @ signs, the share of hits expected if ties come in random order."""
+    """Of the documents of the largest weights @ signs, the share of hits expected if ties come in random order."""
     found = []
     for at in range(0, len(weights_QK), ASKED_AT_ONCE):
         hits_qN = shared_QN[at : at + ASKED_AT_ONCE].astype(np.float32)
         scores_qN = weights_QK[at : at + ASKED_AT_ONCE] @ signs_NK.T
-        top = ranked(best(rank_keys(scores_qN), PLACES))
+        top = ranked(best(rank_keys(scores_qN), places))
         last_qN = scores_qN == top.scores[:, -1:]
         tied_q = (last_qN * hits_qN).sum(axis=1, dtype=np.float64)
         own_qR = np.take_along_axis(hits_qN, top.rows, axis=1)
@@ -89,7 +90,8 @@ def precision_at_100(
     return float(np.concatenate(found).mean())
 
 
-def _signs(values_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+def signs(values_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A code as 1 and -1."""
     return np.where(values_NK > 0, np.float32(1), np.float32(-1))
 
 

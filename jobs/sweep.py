@@ -131,8 +131,8 @@ def _require_cores(asked: Sweep, configs: dict[str, RunConfig]) -> None:
         most = cores() // widest
     if asked.parallel > most:
         raise Misuse(
-            f"--parallel is {asked.parallel}, and the cluster has {cores()} cores for trials of "
-            f"{widest} training workers; give --parallel {max(1, most)} or less"
+            f"--parallel is {asked.parallel}, and the cluster has {cores()} cores, of which a trial takes "
+            f"pretrain.workers, {widest}, at least; give --parallel {max(1, most)}"
         )
 
 

@@ -9,21 +9,21 @@ from rich.markup import escape as plain
 from rich.table import Table
 
 from jobs.console import results
-from pipelines.charts import COLOURS, Axes, Line, cell, drawing, figure, line_legend, number, page
+from pipelines.charts import COLOURS, Axes, Line, cell, drawing, figure, line_legend, page
 
 HEIGHT = 360
 RATIO = 4
 """Values whose ends are this many times apart are shown on a logarithmic axis."""
-RANKINGS = {"log_odds": "log-odds", "hamming": "Hamming"}
-FIGURES = {
-    **{("precision_at_100", key): f"P@100 {name}" for key, name in RANKINGS.items()},
-    **{("precision_at_10", key): f"P@10 {name}" for key, name in RANKINGS.items()},
-    **{("recall_at_100", key): f"of exact neighbours, {name}" for key, name in RANKINGS.items()},
-    ("code_health", "effective_bits"): "effective bits",
-    ("code_health", "dead_bits"): "dead bits",
-    ("code_health", "largest_bucket"): "largest bucket",
+AGREEMENT = {"precision_at_100": "P@100", "precision_at_10": "P@10", "recall_at_100": "of exact neighbours"}
+"""By log-odds, and in small print by Hamming distance."""
+HEALTH = {"effective_bits": "effective bits", "dead_bits": "dead bits", "largest_bucket": "largest bucket"}
+OBJECTIVES = ("precision_at_100.log_odds", "precision_at_10.log_odds", "label_free.recall_at_100.log_odds")
+"""Those that have a column anyway."""
+ON_THE_TERMINAL = {
+    "precision_at_100.log_odds": ("P@100", "precision_at_100", "log_odds"),
+    "precision_at_100.hamming": ("P@100 Hamming", "precision_at_100", "hamming"),
+    "label_free.recall_at_100.log_odds": ("of exact neighbours", "recall_at_100", "log_odds"),
 }
-ON_THE_TERMINAL = (("precision_at_100", "log_odds"), ("precision_at_100", "hamming"), ("recall_at_100", "log_odds"))
 Row = dict[str, Any]
 
 
@@ -46,15 +46,14 @@ def print_sweep(found: dict[str, Any], html: str) -> None:
     """The trials, the best on top, what went wrong, and how to run the best again."""
     console = results()
     table = Table(box=None, pad_edge=False)
-    heads = [found["objective"], *(FIGURES[key] for key in ON_THE_TERMINAL if ".".join(key) != found["objective"])]
-    for name in found["varied"]:
-        table.add_column(plain(name.rpartition(".")[2]), justify="right", overflow="fold")
-    for name in (*heads, "seconds"):
-        table.add_column(name, justify="right")
+    beside = [shown for name, shown in ON_THE_TERMINAL.items() if name != found["objective"]]
+    heads = [found["objective"], *(head for head, _, _ in beside), "seconds"]
+    for name in (*map(_last, found["varied"]), *heads):
+        table.add_column(plain(name), justify="right")
     for row in found["trials"]:
-        shown = [row["objective"], *(_of(row, key) for key in ON_THE_TERMINAL if ".".join(key) != found["objective"])]
-        figures = ["failed", *[""] * len(heads)] if row["error"] else [*map(_share, shown), _total(row)]
-        table.add_row(*(plain(str(value)) for value in row["settings"].values()), *figures)
+        figures = [row["objective"], *(row[figure][ranking] for _, figure, ranking in beside)]
+        ended = ["failed"] if row["error"] else [*map(_share, figures), _seconds(row)]
+        table.add_row(*(plain(str(value)) for value in row["settings"].values()), *ended)
     console.print(table)
     for row in found["trials"]:
         if row["error"]:
@@ -67,24 +66,27 @@ def print_sweep(found: dict[str, Any], html: str) -> None:
 
 
 def _table(found: dict[str, Any]) -> str:
-    names = [key.rpartition(".")[2] for key in found["varied"]]
-    heads = [*names, found["objective"], *FIGURES.values(), "seconds"]
-    head = "".join(f'<th class="figure">{escape(name)}</th>' for name in heads)
-    rows = "".join(_html_row(row) for row in found["trials"])
-    return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+    own = [] if found["objective"] in OBJECTIVES else [found["objective"]]
+    heads = "".join(f'<th class="figure">{escape(name)}</th>' for name in [*map(_last, found["varied"]), *own])
+    heads += "".join(f'<th class="figure">{name} <small>by Hamming</small></th>' for name in AGREEMENT.values())
+    heads += "".join(f'<th class="figure">{name}</th>' for name in (*HEALTH.values(), "seconds"))
+    rows = "".join(_html_row(row, own=bool(own)) for row in found["trials"])
+    return f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>'
 
 
-def _html_row(row: Row) -> str:
+def _html_row(row: Row, *, own: bool) -> str:
     cells = [f'<td class="figure">{escape(str(value))}</td>' for value in row["settings"].values()]
     if row["error"]:
-        cells.append(
-            f'<td class="alarm" colspan="{len(FIGURES) + 2}">failed <small>{escape(row["error"])}</small></td>'
-        )
-    else:
-        cells += [cell(row["objective"]), *(cell(_of(row, key)) for key in FIGURES)]
-        stages = "<br>".join(f"{stage} {number(value)}" for stage, value in row["seconds"].items() if value is not None)
-        cells.append(f'<td class="figure">{_total(row)}<small>{stages}</small></td>')
-    return f"<tr>{''.join(cells)}</tr>"
+        width = own + len(AGREEMENT) + len(HEALTH) + 1
+        cells.append(f'<td class="alarm" colspan="{width}">failed <small>{escape(row["error"])}</small></td>')
+        return f"<tr>{''.join(cells)}</tr>"
+    cells += [cell(row["objective"])] if own else []
+    for figures in (row[name] for name in AGREEMENT):
+        small = f"<small>{_share(figures['hamming'])}</small>"
+        cells.append(f'<td class="figure">{_share(figures["log_odds"])} {small}</td>')
+    cells += [cell(row["code_health"][name]) for name in HEALTH]
+    stages = ", ".join(f"{stage} {value:g}" for stage, value in row["seconds"].items() if value is not None)
+    return f'<tr>{"".join(cells)}<td class="figure" title="{escape(stages)}">{_seconds(row)}</td></tr>'
 
 
 def _plot(found: dict[str, Any]) -> list[str]:
@@ -95,7 +97,7 @@ def _plot(found: dict[str, Any]) -> list[str]:
     places, marks = _across([row["settings"][first] for row in rows])
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        others = ", ".join(f"{key.rpartition('.')[2]} {row['settings'][key]}" for key in found["varied"][1:])
+        others = ", ".join(f"{_last(key)} {row['settings'][key]}" for key in found["varied"][1:])
         lines.setdefault(others, []).append((places[row["settings"][first]], row["objective"]))
     heights = [row["objective"] for row in rows]
     ends = (min(places.values()), max(places.values())), (min(heights), max(heights))
@@ -133,12 +135,11 @@ def _line(axes: Axes, line: Line, points: Sequence[tuple[float, float]]) -> list
     return [f'<path style="{line.style}" d="M{path}"/>', *dots]
 
 
-def _of(row: Row, key: tuple[str, str]) -> float | None:
-    value: float | None = row[key[0]][key[1]]
-    return value
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
-def _total(row: Row) -> str:
+def _seconds(row: Row) -> str:
     known = [value for value in row["seconds"].values() if value is not None]
     return f"{sum(known):.1f}" if known else "-"
 

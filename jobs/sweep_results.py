@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from jobs.sweep_grid import Sweep, Trial
 from pipelines.artifact import flat
+from pipelines.report import NAMES, OURS
 from vae_core.errors import Misuse
 
 LABELLED, LABEL_FREE = "precision_at_100.log_odds", "label_free.recall_at_100.log_odds"
 """The objective where the corpus has labels, and where it has none."""
-OF_THE_WAY = ("intervals.", "curves.")
-"""Numbers of a report that say how its figures came about: no objectives."""
+NOT_OURS = ("intervals.", "curves.", "baselines", "references")
+"""Numbers of a report that are of other rankings, or say how a figure came about: no objectives."""
 SHOWN = ("precision_at_100", "precision_at_10", "label_free.recall_at_100")
 HEALTH = ("distinct_codes", "effective_bits", "largest_bucket", "dead_bits", "active_units", "rate", "uninformative")
 CHOSEN_ON_QUERIES = (
@@ -51,7 +52,7 @@ def figures_of(run_folder: Path) -> dict[str, float]:
     return {
         name: value
         for name, value in flat(report).items()
-        if isinstance(value, int | float) and math.isfinite(value) and not name.startswith(OF_THE_WAY)
+        if isinstance(value, int | float) and math.isfinite(value) and _is_ours(name)
     }
 
 
@@ -93,6 +94,11 @@ def made_before(path: Path) -> dict[str, dict[str, Made]]:
         return {}
     trials: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text())["stages"]
     return {name: {stage: Made(**made) for stage, made in of.items()} for name, of in trials.items()}
+
+
+def _is_ours(name: str) -> bool:
+    figure, _, ranking = name.rpartition(".")
+    return bool(figure) and not name.startswith(NOT_OURS) and (ranking in OURS or ranking not in NAMES)
 
 
 def _objective(asked: str | None, results: Sequence[Result]) -> str:

@@ -128,7 +128,7 @@ def easy() -> Task:
     return Task(rows[:600], rows[600:], topics[600:, None] == topics[None, :600])
 
 
-SMALL = {"batch": 50, "epochs": 40, "hidden": 50, "layers": 1, "learning_rate": 5e-3, "dropout": 0.1, "warmup": 20}
+SMALL = {"batch": 50, "epochs": 20, "hidden": 50, "layers": 1, "learning_rate": 1e-2, "dropout": 0.1, "warmup": 10}
 
 
 @pytest.mark.parametrize("method", [vdsh, nash, bmsh], ids=["vdsh", "nash", "bmsh"])

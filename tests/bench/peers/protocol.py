@@ -103,7 +103,7 @@ def _documents(corpus: Corpus, part: Part) -> tuple[pa.Table, pa.Table] | None:
     if corpus == "ng20 random":
         documents = pq.read_table(path)
         order = np.random.RandomState(0).permutation(len(documents))
-        first, second = round(0.6 * len(order)), round(0.8 * len(order))
+        first, second = int(0.6 * len(order)), int(0.8 * len(order))
         asked = order[first:second] if part == "validation" else order[second:]
         return documents.take(order[:first]), documents.take(asked)
     documents = pq.read_table(path, filters=[("split", "==", "train")])

@@ -99,7 +99,7 @@ def no_likelihood(model: VAE) -> str | None:
 def written(model: VAE) -> tuple[Any, ...]:
     """What log p(x | z) is about: the distortions of two models are comparable where this is the same."""
     if isinstance(model.decoder, BagOfWordsDecoder):
-        return "words", model.decoder.terms, model.decoder.config.weights, model.decoder.config.length
+        return "words", model.decoder.terms, model.decoder.config.weights, model.decoder.length
     condition = model.config.condition
     given = condition.tokens if condition is not None and condition.kind == "opening" else 0
     return "tokens", model.config.tokens, model.decoder.config.positions, given

@@ -22,8 +22,8 @@ from vae_core.model import VAE, Terms, VAEConfig
 from vae_core.objectives import UNWEIGHTED, Loss, MinimumRate, Multiplier, ascended, loss
 from vae_core.schedule import Phase, reset
 
-EPOCHS_OF_A_DOCUMENT = 2000.0
-"""Epochs, times the root of the number of documents, where they are not set: 20 at 10,000, 2 at a million."""
+EPOCHS_OF_A_DOCUMENT = 1500.0
+"""Epochs, times the root of the number of documents, where they are not set: 15 at 10,000, 1.5 at a million."""
 SAMPLE = 50_000
 """Documents from which the encoder's first term vectors are computed."""
 

@@ -91,7 +91,7 @@ def test_the_decoder_writes_exactly_what_follows_the_opening() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("decoder", [None, BagOfWordsDecoderConfig(weights="counts", length=None)])
+@pytest.mark.parametrize("decoder", [None, BagOfWordsDecoderConfig(weights="counts", length="own")])
 def test_a_condition_of_zeros_is_no_condition(decoder: object) -> None:
     """The unconditional model has the same weights, without the columns that would read the condition."""
     model, plain = model_of(CLASSES, decoder), model_of(None, decoder)
@@ -124,7 +124,7 @@ def test_told_the_class_of_another_document_a_trained_decoder_finds_the_document
     config = VAEConfig(
         encoder=BagOfWordsEncoderConfig(width=16, dropout=0, term_dropout=0),
         latent=GaussianConfig(dimensions=2),
-        decoder=BagOfWordsDecoderConfig(weights="counts", length=None),
+        decoder=BagOfWordsDecoderConfig(weights="counts", length="own"),
         condition=CLASSES,
         terms=30,
         tokens=30,

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import accumulate, product
+from typing import Literal
 
 import pytest
 import torch
@@ -27,15 +28,17 @@ def tfidf(batch: Batch) -> Tensor:
     return batch.tfidf(torch.linspace(1, 3, TERMS))
 
 
-def bag_of_words(weights: str = "counts", length: float | None = None, terms: int = TERMS) -> BagOfWordsDecoder:
+def bag_of_words(
+    weights: str = "counts", length: float | Literal["own"] = "own", terms: int = TERMS
+) -> BagOfWordsDecoder:
     config = BagOfWordsDecoderConfig(weights=weights, length=length, terms=terms)
     return shaken(BagOfWordsDecoder(config, BITS, TERMS))
 
 
 @pytest.mark.parametrize("weights", ["counts", "binary", "tfidf"])
-@pytest.mark.parametrize("length", [None, 50.0])
+@pytest.mark.parametrize("length", ["own", 50.0])
 @pytest.mark.parametrize("terms", [25, 10_000])
-def test_words_cost_what_a_dense_loop_says(weights: str, length: float | None, terms: int) -> None:
+def test_words_cost_what_a_dense_loop_says(weights: str, length: float | Literal["own"], terms: int) -> None:
     decoder, batch, z = bag_of_words(weights, length, terms), batch_of(DOCUMENTS), codes(len(DOCUMENTS), samples=3)
     table = {"counts": counts_matrix(DOCUMENTS, TERMS), "binary": (counts_matrix(DOCUMENTS, TERMS) > 0).double()}
     table["tfidf"] = torch.zeros(len(DOCUMENTS), TERMS, dtype=torch.float64)
@@ -43,7 +46,7 @@ def test_words_cost_what_a_dense_loop_says(weights: str, length: float | None, t
     expected = torch.zeros(3, len(DOCUMENTS))
     for sample in range(3):
         for row, words in enumerate(table[weights][:, :terms]):
-            scale = length / words.sum() if length and words.any() else 1.0
+            scale = length / words.sum() if length != "own" and words.any() else 1.0
             logits = decoder.words.weight @ z[sample, row] + decoder.words.bias
             expected[sample, row] = (scale * words * logits.double().log_softmax(dim=0)).sum()
     torch.testing.assert_close(decoder(batch, tfidf(batch), z), expected, rtol=1e-4, atol=1e-4)
@@ -55,8 +58,8 @@ def test_probabilities_of_all_words_sum_to_one() -> None:
     torch.testing.assert_close(log_p.exp().sum(dim=1), torch.ones(4))
 
 
-@pytest.mark.parametrize("length", [None, 50.0])
-def test_a_document_without_a_known_word_costs_nothing(length: float | None) -> None:
+@pytest.mark.parametrize("length", ["own", 50.0])
+def test_a_document_without_a_known_word_costs_nothing(length: float | Literal["own"]) -> None:
     batch = batch_of([EMPTY, Document({30: 2}), Document({3: 1, 30: 2})])
     log_p = bag_of_words(length=length, terms=25)(batch, tfidf(batch), codes(3))[0]
     assert log_p[:2].tolist() == [0.0, 0.0]
@@ -64,7 +67,7 @@ def test_a_document_without_a_known_word_costs_nothing(length: float | None) -> 
 
 
 def test_biases_start_at_the_log_shares_of_the_words() -> None:
-    decoder = BagOfWordsDecoder(BagOfWordsDecoderConfig(weights="counts", length=None), BITS, TERMS)
+    decoder = BagOfWordsDecoder(BagOfWordsDecoderConfig(weights="counts", length="own"), BITS, TERMS)
     frequencies = torch.arange(TERMS, 0, -1)
     decoder.start_from(frequencies)
     batch = batch_of([Document({term: 1}) for term in range(TERMS)])

@@ -254,7 +254,7 @@ every_discrete_latent = pytest.mark.parametrize("latent", LATENTS, ids=lambda on
 def model_of(latent: LatentConfig, estimator: EstimatorConfig) -> VAE:
     torch.manual_seed(0)
     encoder = BagOfWordsEncoderConfig(width=12, dropout=0, term_dropout=0)
-    decoder = BagOfWordsDecoderConfig(weights="counts", length=None)
+    decoder = BagOfWordsDecoderConfig(weights="counts", length="own")
     latent = latent.model_copy(update={"estimator": estimator})
     return shaken(VAE(VAEConfig(encoder=encoder, latent=latent, decoder=decoder, terms=40, tokens=30)))
 

@@ -44,7 +44,7 @@ from vae_core.topics import bit_words, component_words, top_words
 TERMS, TOKENS = 40, 12
 DOCUMENTS = random_documents(5, terms=TERMS, tokens=TOKENS, longest=8)
 BAG_IN = BagOfWordsEncoderConfig(width=12, dropout=0, term_dropout=0)
-BAG_OUT = BagOfWordsDecoderConfig(weights="counts", length=None)
+BAG_OUT = BagOfWordsDecoderConfig(weights="counts", length="own")
 TOKENS_OUT = TransformerDecoderConfig(width=16, heads=2, layers=1, positions=10)
 DISCRETE = [
     BernoulliConfig(bits=12),

@@ -27,7 +27,7 @@ DOCUMENTS = [*random_documents(5, terms=TERMS, tokens=TOKENS), EMPTY]
 BAG_IN = BagOfWordsEncoderConfig(width=12, dropout=0, term_dropout=0)
 TERMS_IN = TransformerEncoderConfig(width=16, heads=2, hidden=12, segment=8, dropout=0, term_dropout=0)
 TOKENS_IN = TERMS_IN.model_copy(update={"reads": "tokens"})
-BAG_OUT = BagOfWordsDecoderConfig(weights="counts", length=None)
+BAG_OUT = BagOfWordsDecoderConfig(weights="counts", length="own")
 TOKENS_OUT = TransformerDecoderConfig(width=16, heads=2, layers=1, positions=32)
 COMPOSITIONS = [(BAG_IN, BAG_OUT), (TERMS_IN, BAG_OUT), (TOKENS_IN, TOKENS_OUT)]
 every_composition = pytest.mark.parametrize("parts", COMPOSITIONS)

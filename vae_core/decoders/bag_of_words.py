@@ -6,7 +6,7 @@ the log likelihood is linear in its target).
 Shapes: S samples, B documents, N terms of all of them, V words that are reconstructed, K latent width.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from vae_core.batch import Batch, Ragged
 from vae_core.config import Config
+
+WORDS_A_BIT, LONGEST = 6.25, 200.0
+"""What a document counts for where it is not set. Few bits cannot pay for many words: the price of the rate would be
+nothing beside them, and the bits would never settle."""
 
 
 class BagOfWordsDecoderConfig(Config):
@@ -24,8 +28,9 @@ class BagOfWordsDecoderConfig(Config):
     weights: Literal["counts", "binary", "tfidf"] = Field(
         default="tfidf", description="what a word weighs; log p(x | z) is a likelihood only with counts"
     )
-    length: float | None = Field(
-        default=200.0, gt=0, description="every document counts as this many words; null: as many as it has"
+    length: Annotated[float, Field(gt=0)] | Literal["own"] | None = Field(
+        default=None,
+        description="every document counts as this many words; own: as many as it has; null: 6.25 a bit, at most 200",
     )
     neighbours: float = Field(
         default=0.7, ge=0, le=1, description="share of what is reconstructed that is the neighbours' words; 0: no graph"
@@ -41,6 +46,7 @@ class BagOfWordsDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.terms = min(config.terms, vocabulary)
+        self.length = config.length or min(LONGEST, WORDS_A_BIT * latent_width)
         self.words = nn.Linear(latent_width, self.terms)
         nn.init.normal_(self.words.weight, std=0.05)
         nn.init.zeros_(self.words.bias)
@@ -56,7 +62,7 @@ class BagOfWordsDecoder(nn.Module):
         weights_N = {"counts": batch.counts.float(), "binary": torch.ones_like(tfidf_N), "tfidf": tfidf_N.float()}
         own_BV = self._dense(batch.terms, weights_N[self.config.weights])
         mass_B1 = own_BV.sum(dim=1, keepdim=True)
-        length_B1 = mass_B1 if self.config.length is None else self.config.length * (mass_B1 > 0)
+        length_B1 = mass_B1 if self.length == "own" else self.length * (mass_B1 > 0)
         target_BV = own_BV / mass_B1.clamp(min=1e-12)
         if batch.neighbours is not None and self.config.neighbours > 0:
             near_BV = self._dense(batch.neighbours.terms, batch.neighbours.shares.float())

@@ -94,11 +94,11 @@ def no_likelihood(model: VAE) -> str | None:
     """Why what the decoder gives is not the log-probability of the document; None where it is."""
     if not isinstance(model.decoder, BagOfWordsDecoder):
         return None
-    config = model.decoder.config
-    if config.weights != "counts":
-        return f"the decoder weighs words by {config.weights}, not by counts, so log p(x | z) is no likelihood"
-    if config.length is not None:
-        return f"the decoder counts every document as {config.length:g} words, so log p(x | z) is no likelihood"
+    weights, length = model.decoder.config.weights, model.decoder.length
+    if weights != "counts":
+        return f"the decoder weighs words by {weights}, not by counts, so log p(x | z) is no likelihood"
+    if length != "own":
+        return f"the decoder counts every document as {length:g} words, so log p(x | z) is no likelihood"
     return None
 
 

@@ -20,7 +20,7 @@ from vae_core.config import Config
 class Settings(Config):
     """Chosen on the validation part of 20 Newsgroups by date, 64 bits."""
 
-    epochs: int = 20
+    epochs: int = 8
     batch: int = 128
     learning_rate: float = 0.03
     start: float = 0.5

@@ -3,6 +3,10 @@
 c ~ Cat(pi), z_k | c ~ Bernoulli(sigmoid(u_ck)); each word of x ~ softmax(E z' + b), z' ~ N(z, diag sigma(x)^2).
 q(c, z | x) = q(c | x) prod_k q(z_k | x), and the KL has a closed form. The noise's scale is a function of the document
 here, as in NASH. Shapes: B documents, H hidden units, K bits, C components.
+
+Tried on the validation part of 20 Newsgroups by date at 64 bits, seed 0, from what served NASH: P@100 by Hamming
+distance / by log-odds. One layer, deterministic, 3e-3, dropout .5: .474/.489 after 3 epochs, .516/.539 after 6,
+.512/.543 after 9.
 """
 
 from collections.abc import Iterator
@@ -21,17 +25,17 @@ from vae_core.config import Config
 class Settings(Config):
     """Chosen on the validation part of 20 Newsgroups by date, 64 bits."""
 
-    epochs: int = 20
+    epochs: int = 6
     batch: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     hidden: int = 500
-    layers: int = 2
-    dropout: float = 0.2
+    layers: int = 1
+    dropout: float = 0.5
     components: int = 20
     kl_weight: float = 1.0
     warmup: float = 5
     """Epochs over which the KL's weight grows from 0."""
-    rounding: Literal["stochastic", "deterministic"] = "stochastic"
+    rounding: Literal["stochastic", "deterministic"] = "deterministic"
     """In training; codes are always rounded at 1/2."""
 
 

@@ -3,6 +3,11 @@
 z_k ~ Bernoulli(1/2); each word of x ~ softmax(E z' + b), z' ~ N(z, diag sigma(x)^2): noise that depends on the data.
 q(z_k = 1 | x) = sigmoid(l_k(x)); gradients go straight through the rounding, at 1/2 or at a uniform draw.
 Shapes: B documents, H hidden units, K bits.
+
+Tried on the validation part of 20 Newsgroups by date at 64 bits, seed 0: P@100 by Hamming distance / by log-odds.
+  two layers, dropout .2, 3e-3: stochastic rounding .495/.509 and rising after 12 epochs, deterministic .509/.535
+  the same, deterministic, 1e-3 and KL weight .1: .398/.406 after 6 epochs, stopped there
+  one layer, deterministic, 3e-3: dropout .2 .497/.532 (epoch 6, then falling), .5 .523/.550 (6), .7 .530/.548 (9)
 """
 
 from collections.abc import Iterator
@@ -20,16 +25,16 @@ from vae_core.config import Config
 class Settings(Config):
     """Chosen on the validation part of 20 Newsgroups by date, 64 bits."""
 
-    epochs: int = 20
+    epochs: int = 9
     batch: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     hidden: int = 500
-    layers: int = 2
-    dropout: float = 0.2
+    layers: int = 1
+    dropout: float = 0.7
     kl_weight: float = 1.0
     warmup: float = 5
     """Epochs over which the KL's weight grows from 0."""
-    rounding: Literal["stochastic", "deterministic"] = "stochastic"
+    rounding: Literal["stochastic", "deterministic"] = "deterministic"
     """In training; codes are always rounded at 1/2."""
 
 

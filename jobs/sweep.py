@@ -64,7 +64,8 @@ def sweep(asked: Sweep, progress: Progress = Silent()) -> dict[str, Any]:
             write_text(asked.out / RESULTS, json.dumps(found, indent=1) + "\n")
             write_text(asked.out / PAGE, html_report(found))
     if found["best"] is None:
-        raise LatentbitsError(f"all {len(trials)} trials failed; the first with: {found['trials'][0]['error']}")
+        reasons = "\n".join(f"{row['name']}: {row['error']}" for row in found["trials"])
+        raise LatentbitsError(f"all {len(trials)} trials failed\n{reasons}")
     return found
 
 

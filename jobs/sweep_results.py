@@ -23,6 +23,7 @@ CHOSEN_ON_QUERIES = (
     "the objective reads the labels of the queries: a trial that is chosen by them looks better on them than it is. "
     "Measure the best one on documents that chose nothing, or choose by --objective " + LABEL_FREE
 )
+WIDTH = "model.latent.bits"
 WIDTHS_DIFFER = (
     "the objective is agreement with exact neighbours, which rises with the number of bits whatever they are worth: "
     "compare trials of one width by it"
@@ -74,13 +75,13 @@ def facts(
     trials = {result.trial.name: result.trial for result in results}
     rows = sorted((_row(result, objective) for result in results), key=_place)
     best = trials[rows[0]["name"]] if rows[0]["error"] is None else None
-    varied = list(results[0].trial.values)
+    widths = {trial.values.get(WIDTH) for trial in trials.values()}
     return {
         "config": asked.config,
         "settings": list(asked.settings),
-        "varied": varied,
+        "varied": list(results[0].trial.values),
         "objective": objective,
-        "warnings": _warnings(objective, varied, labelled_queries=labelled_queries),
+        "warnings": _warnings(objective, labelled_queries=labelled_queries, several_widths=len(widths) > 1),
         "best": best.name if best else None,
         "command": _command(asked, best) if best else None,
         "trials": rows,
@@ -143,11 +144,10 @@ def _typed(text: str) -> str | int | float | None:
     return text
 
 
-def _warnings(objective: str, varied: Sequence[str], *, labelled_queries: bool) -> list[str]:
-    free = objective.startswith("label_free.")
-    reads_labels = objective.startswith(("precision_at", "ties_averaged")) and labelled_queries
-    widths = free and "model.latent.bits" in varied
-    return [CHOSEN_ON_QUERIES] * reads_labels + [WIDTHS_DIFFER] * widths
+def _warnings(objective: str, *, labelled_queries: bool, several_widths: bool) -> list[str]:
+    on_queries = labelled_queries and objective.startswith(("precision_at", "ties_averaged"))
+    across_widths = several_widths and objective.startswith("label_free.")
+    return [CHOSEN_ON_QUERIES] * on_queries + [WIDTHS_DIFFER] * across_widths
 
 
 def _command(asked: Sweep, best: Trial) -> str:

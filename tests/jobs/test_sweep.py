@@ -171,14 +171,14 @@ def test_trials_of_other_shards_are_refused_and_keep_theirs(there: Path, tiny: T
     for trial in there.iterdir():
         shutil.rmtree(trial / "shards")
         (trial / "shards").symlink_to("../shared/0/shards")
-    with pytest.raises(LatentbitsError, match=r"all 2 trials failed.* with other settings of tokenize, embed, graph"):
+    with pytest.raises(LatentbitsError, match=r"all 2 trials failed\n.* with other settings of tokenize, embed, graph"):
         sweep(asked(tiny, there, MADE))
     assert all(os.readlink(trial / "shards") == "../shared/0/shards" for trial in there.glob("log_every=*"))
 
 
 def test_where_every_trial_fails_the_sweep_does_and_says_why(tiny: Tiny, tmp_path: Path) -> None:
     config = asked(tiny, tmp_path / "sweep", MADE, settings=("corpus.files=[nothing.jsonl]",))
-    with pytest.raises(LatentbitsError, match=r"all 2 trials failed; the first with: .*nothing.jsonl") as raised:
+    with pytest.raises(LatentbitsError, match=r"all 2 trials failed\nlog_every=10: .*nothing.jsonl") as raised:
         sweep(config)
     assert raised.value.exit_status == 1
     rows = json.loads((tmp_path / "sweep" / RESULTS).read_text())["trials"]
@@ -237,6 +237,7 @@ def test_without_labels_the_objective_is_agreement_with_exact_neighbours() -> No
     assert [row["name"] for row in found["trials"]] == ["t16", "t32", "t8"]
     assert (found["objective"], found["best"]) == (LABEL_FREE, "t16")
     assert "rises with the number of bits" in found["warnings"][0]
+    assert told(unnamed, results(t8={LABEL_FREE: 0.4}))["warnings"] == []
     labelled = results(t8={LABEL_FREE: 0.4, "precision_at_100.log_odds": 0.9, "code_health.x": 1.0})
     assert told(unnamed, labelled)["objective"] == "precision_at_100.log_odds"
     assert told(unnamed, labelled)["warnings"] == []

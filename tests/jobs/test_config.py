@@ -110,12 +110,12 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes, 
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
-    with pytest.raises(Misuse, match="is a folder; give a YAML file, or one of the recipes categorical, default, demo"):
+    with pytest.raises(Misuse, match="is a folder; give a YAML file, or one of the recipes articles, categorical, default, demo"):
         load_config(str(tmp_path))
 
 
 def test_an_unknown_recipe_brings_the_nearest_and_all() -> None:
-    with pytest.raises(Misuse, match=r"no file newsgroup and no recipe.*nearest recipe: newsgroups; recipes: cat"):
+    with pytest.raises(Misuse, match=r"no file newsgroup and no recipe.*nearest recipe: newsgroups; recipes: art"):
         load_config("newsgroup")
 
 

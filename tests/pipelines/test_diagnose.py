@@ -31,7 +31,7 @@ from vae_core.model import VAE, Composition
 DOCUMENTS = 120
 QUICK = DiagnoseConfig(documents=40, samples=8, permutations=49, components=3, batch_size=16, probe_draws=0)
 BAG = {"kind": "bag_of_words", "width": 16}
-COUNTS = {"kind": "bag_of_words", "weights": "counts", "length": None}
+COUNTS = {"kind": "bag_of_words", "weights": "counts", "length": "own"}
 GAUSSIAN = {"encoder": BAG, "latent": {"kind": "gaussian", "dimensions": 3}, "decoder": COUNTS}
 TINY_DECODER = {"width": 8, "heads": 2, "layers": 1, "positions": 8}
 KINDS: dict[str, dict[str, Any]] = {

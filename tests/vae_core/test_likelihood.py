@@ -29,7 +29,7 @@ from vae_core.model import VAE, VAEConfig
 
 ERRORS = 4.9
 TERMS = 12
-COUNTS = {"kind": "bag_of_words", "weights": "counts", "length": None}
+COUNTS = {"kind": "bag_of_words", "weights": "counts", "length": "own"}
 TRANSFORMER = {"kind": "transformer", "width": 8, "heads": 2, "layers": 1, "positions": 6}
 MIXTURE = {"kind": "bernoulli_mixture", "bits": 8, "components": 3}
 

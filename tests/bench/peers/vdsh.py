@@ -2,6 +2,11 @@
 
 z ~ N(0, I); each word of x ~ softmax(E z + b). q(z | x) = N(mu(x), diag sigma(x)^2). A bit is 1 where mu_k is above its
 median over the training documents. Shapes: B documents, H hidden units, K bits.
+
+Tried on the validation part of 20 Newsgroups by date at 64 bits, seed 0: P@100 by Hamming distance / by distances from
+the medians.
+  two layers, dropout .2, 1e-3: .461/.488 after 12 epochs, rising
+  one layer, 3e-3: dropout .2 .475/.508 after 3 epochs, then falling; .5 .507/.537 (6), .496/.535 (9)
 """
 
 from collections.abc import Iterator
@@ -18,12 +23,12 @@ from vae_core.config import Config
 class Settings(Config):
     """Chosen on the validation part of 20 Newsgroups by date, 64 bits."""
 
-    epochs: int = 20
+    epochs: int = 6
     batch: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     hidden: int = 500
-    layers: int = 2
-    dropout: float = 0.2
+    layers: int = 1
+    dropout: float = 0.5
     kl_weight: float = 1.0
     warmup: float = 5
     """Epochs over which the KL's weight grows from 0."""

@@ -4,6 +4,11 @@ Maximised is w H(Z) - H(Z | X) for p(z_k = 1 | x) = sigmoid(l_k(x)), l linear in
 order 0, as in the authors' experiments). H(Z | X) is exact. H(Z) is bounded from above by the cross entropy H(p, q) of
 a q of Markov order r over the bits, exact too: p's chances of each window of r + 1 bits, times -log q of its last. At
 each step q first lowers the bound, then p raises it. Shapes: B documents, V words, K bits, W = 2^r contexts.
+
+Tried on the validation part of 20 Newsgroups by date at 64 bits, seed 0, around the setting that the authors published
+for 64 bits (weight 3.5, 0.03): P@100 by Hamming distance / by log-odds.
+  weight 3.5 .586/.598 after 8 epochs, .586/.597 after 10; 2 .565/.577 (6 to 12); 5 .585/.599 (6), .588/.602 (9)
+  learning rate 0.01, weight 3.5: .573/.590 (9)
 """
 
 from collections.abc import Iterator
@@ -20,7 +25,7 @@ from vae_core.config import Config
 class Settings(Config):
     """Chosen on the validation part of 20 Newsgroups by date, 64 bits."""
 
-    epochs: int = 8
+    epochs: int = 9
     batch: int = 128
     learning_rate: float = 0.03
     start: float = 0.5
@@ -30,7 +35,7 @@ class Settings(Config):
     prior_hidden: int = 20
     """Width of the vector that each position of q has, of which its logits are a linear function."""
     prior_steps: int = 2
-    entropy_weight: float = 3.5
+    entropy_weight: float = 5.0
 
 
 SETTINGS = Settings()

@@ -30,7 +30,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"entropy_weight": 3.5, "epochs": 10},
         {"entropy_weight": 2.0, "epochs": 12},
         {"entropy_weight": 5.0, "epochs": 9},
-        {"learning_rate": 0.01, "epochs": 9},
+        {"entropy_weight": 3.5, "learning_rate": 0.01, "epochs": 9},
     ],
 }
 """What differs from the settings that were chosen, and for how long it was watched."""

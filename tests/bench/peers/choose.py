@@ -25,7 +25,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"layers": 1, "dropout": 0.5, "epochs": 9},
         {"layers": 1, "dropout": 0.7, "epochs": 9},
     ],
-    "BMSH": [{"layers": 1, "dropout": 0.5, "epochs": 9}],
+    "BMSH": [{"layers": 1, "dropout": 0.5, "epochs": 9}, {"layers": 1, "dropout": 0.7, "epochs": 9}],
     "AMMI": [
         {"entropy_weight": 3.5, "epochs": 10},
         {"entropy_weight": 2.0, "epochs": 12},

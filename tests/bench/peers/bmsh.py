@@ -5,8 +5,8 @@ q(c, z | x) = q(c | x) prod_k q(z_k | x), and the KL has a closed form. The nois
 here, as in NASH. Shapes: B documents, H hidden units, K bits, C components.
 
 Tried on the validation part of 20 Newsgroups by date at 64 bits, seed 0, from what served NASH: P@100 by Hamming
-distance / by log-odds. One layer, deterministic, 3e-3: dropout .5 .474/.489 after 3 epochs, .516/.539 after 6, .512/.543
-after 9; .7 .494/.512 (6), .511/.533 (9).
+distance / by log-odds. One layer, deterministic, 3e-3: dropout .5 .474/.489 after 3 epochs, .516/.539 after 6,
+.512/.543 after 9; .7 .494/.512 (6), .511/.533 (9).
 """
 
 from collections.abc import Iterator

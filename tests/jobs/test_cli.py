@@ -158,7 +158,8 @@ def test_pretrain_says_json_too_where_its_model_is_there(latentbits: Cli, tiny: 
     changes = ["model.encoder.width=16", "model.encoder.hidden=32", "model.latent.bits=16", "model.latent.components=4"]
     changes += ["pretrain.epochs=1", "pretrain.batch_size=64"]
     options = [word for change in changes for word in ("--set", change)]
-    said = latentbits("pretrain", tiny.folder / "shards", "--out", tiny.folder / "model", *options, "--json")
+    options += ["--graph", str(tiny.folder / "graph"), "--json"]
+    said = latentbits("pretrain", tiny.folder / "shards", "--out", tiny.folder / "model", *options)
     assert json.loads(said.out)["kind"] == "model"
 
 

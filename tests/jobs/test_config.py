@@ -110,7 +110,9 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes, 
 
 
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
-    with pytest.raises(Misuse, match="is a folder; give a YAML file, or one of the recipes articles, categorical, default, demo"):
+    with pytest.raises(
+        Misuse, match="is a folder; give a YAML file, or one of the recipes articles, categorical, default, demo"
+    ):
         load_config(str(tmp_path))
 
 

@@ -38,7 +38,15 @@ def test_the_stages_hand_the_embeddings_on(joined: Tiny) -> None:
     assert made["model"].input("encoder") == made["embeddings"].input("encoder")
     assert made["codes"].manifest.statistics["documents"] == 300
     again = run(load_config(str(joined.config), ["model.encoder.joined=true"]))
-    assert [done.stage for done in again.stages] == ["tokenize", "embed", "pretrain", "encode", "index", "evaluate"]
+    assert [done.stage for done in again.stages] == [
+        "tokenize",
+        "embed",
+        "graph",
+        "pretrain",
+        "encode",
+        "index",
+        "evaluate",
+    ]
     assert all(done.skipped for done in again.stages)
 
 

@@ -35,7 +35,7 @@ QUICK = [
     "tracking.enabled=false",
 ]
 SENTENCES = "gaussian-sentence-vae"
-OF_DATA = {"default", "demo", "newsgroups"}
+OF_DATA = {"default", "demo", "newsgroups", "reuters", "short-texts", "articles"}
 """Recipes of a corpus, not of a model: the tests of the demo and of runs train them."""
 
 

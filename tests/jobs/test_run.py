@@ -18,7 +18,7 @@ from pipelines.artifact import Artifact
 from pipelines.scatter import cluster, shared_cluster
 from vae_core.errors import Misuse, Stale
 
-FOLDERS = ("shards", "model", "codes", "index", "report")
+FOLDERS = ("shards", "graph", "model", "codes", "index", "report")
 
 
 def settings(tiny: Tiny, *more: str) -> RunConfig:
@@ -59,6 +59,7 @@ def test_what_changed_decides_which_stages_are_made_again(tiny: Tiny, tmp_path: 
     result = run(settings(copied, "index.segment_documents=100"), overwrite=True)
     assert {done.stage: done.skipped for done in result.stages} == {
         "tokenize": True,
+        "graph": True,
         "pretrain": True,
         "encode": True,
         "index": False,
@@ -108,7 +109,7 @@ def test_stages_outside_the_chosen_ones_are_not_made(tiny: Tiny, tmp_path: Path)
     [
         ("encode", "evaluate", r"encode reads .*shards, which is not there"),
         ("evaluate", "evaluate", r"evaluate reads .*index, which is not there"),
-        ("encod", "evaluate", "no stage 'encod'; the stages are tokenize, embed, pretrain, encode, index, evaluate"),
+        ("encod", "evaluate", "no stage 'encod'; the stages are tokenize, embed, graph, pretrain, encode, index, eval"),
         ("embed", "embed", r"nothing asks for embed; set embed\.folder"),
         ("index", "encode", "--from index comes after --until encode"),
     ],
@@ -169,4 +170,4 @@ def test_too_little_memory_for_ray_is_said_before_it_starts(monkeypatch: pytest.
 
 
 def test_the_stages_are_those_that_the_command_line_promises() -> None:
-    assert STAGES == ("tokenize", "embed", "pretrain", "encode", "index", "evaluate")
+    assert STAGES == ("tokenize", "embed", "graph", "pretrain", "encode", "index", "evaluate")

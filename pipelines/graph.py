@@ -30,8 +30,10 @@ from vae_core.config import Config
 from vae_core.errors import Misuse
 
 ROWS_OF_A_PART = 4096
+COMPARED_WITH_ALL = 50_000
+"""Documents up to which each one is compared with all others; beyond, with CANDIDATES of them."""
 CANDIDATES, SKETCH = 400, 192
-"""How many documents each one is compared with, and the dimensions of the words' projection by which they are found."""
+"""How many, and the dimensions of the words' projection by which they are found."""
 BYTES_A_DOCUMENT = 6000
 
 
@@ -94,7 +96,7 @@ def _neighbours(config: GraphConfig, documents: int) -> int:
 
 
 def _write_space(scratch: Path, shards: Artifact, embeddings: Embeddings | None, config: GraphConfig) -> None:
-    """The words' vectors, `dense.npy`, and the sketch by which candidates are found."""
+    """The words' vectors, `dense.npy`, and for large corpora the sketch by which candidates are found."""
     words = WordMatrix.write(shards, scratch)
     if not (scratch / "dense.npy").exists():
         vectors_VD, _ = fit_lsi(words.blocks, words.terms, config.lsi, config.seed)
@@ -107,7 +109,7 @@ def _write_space(scratch: Path, shards: Artifact, embeddings: Embeddings | None,
             return np.hstack([topics, config.embeddings_weight**0.5 * embeddings.rows(rows)])
 
         _write_rows(scratch / "dense.npy", len(words), width, dense)
-    if not (scratch / "sketch.faiss").exists():
+    if len(words) > COMPARED_WITH_ALL and not (scratch / "sketch.faiss").exists():
         _write_sketch(scratch, words, config)
 
 
@@ -143,8 +145,10 @@ def _write_walk(scratch: Path, documents: int, config: GraphConfig, progress: Pr
 
 
 def _make_searcher(scratch: Path, config: GraphConfig, joined: int) -> Callable[[tuple[Path, range]], int]:
-    dense_ND, sketch_NS = (np.load(scratch / name, mmap_mode="r") for name in ("dense.npy", "sketch.npy"))
-    candidates = partial(_candidates, Nearest.load(scratch / "sketch.faiss"), sketch_NS)
+    dense_ND, candidates = np.load(scratch / "dense.npy", mmap_mode="r"), None
+    if (scratch / "sketch.faiss").exists():
+        sketch_NS = np.load(scratch / "sketch.npy", mmap_mode="r")
+        candidates = partial(_candidates, Nearest.load(scratch / "sketch.faiss"), sketch_NS)
     similarity = Similarity(WordMatrix(scratch), dense_ND, config.words_weight, candidates)
     return partial(_write_similar, similarity, joined)
 

@@ -27,16 +27,20 @@ class Similar(NamedTuple):
 
 
 class Similarity:
-    """Finds the documents most similar to others among those that `candidates` names, (n, C) rows for n rows."""
+    """Finds the documents most similar to others: among those that `candidates` names, (n, C) rows for n rows, or all.
+
+    To compare with all is faster up to some ten thousand documents, and its time grows with their square.
+    """
 
     def __init__(
         self,
         words: WordMatrix,
         dense_ND: NDArray[np.float32],
         weight: float,
-        candidates: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+        candidates: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
     ) -> None:
         self._words, self._dense_ND, self._weight, self._candidates = words, dense_ND, weight, candidates
+        self._all_VN = None if candidates else words.rows(np.arange(len(words))).T.tocsr()
 
     def of(self, rows: NDArray[np.int64], k: int) -> Similar:
         """The k most similar other documents of those at `rows`; k is less than the number of candidates."""
@@ -44,13 +48,32 @@ class Similarity:
         return Similar(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
     def _of(self, rows_n: NDArray[np.int64], k: int) -> Similar:
+        if self._candidates is None:
+            return _most_similar(self._with_all(rows_n), rows_n, None, k)
         others_nC = self._candidates(rows_n)
         scores_nC = self._weight * _products(self._words.rows(rows_n), self._words.rows(others_nC.ravel()))
         scores_nC += np.einsum("nd,ncd->nc", self._dense_ND[rows_n], self._dense_ND[others_nC])
+        return _most_similar(scores_nC, rows_n, others_nC, k)
+
+    def _with_all(self, rows_n: NDArray[np.int64]) -> NDArray[np.float32]:
+        products: csr_matrix = self._words.rows(rows_n) @ self._all_VN
+        return self._weight * products.toarray() + self._dense_ND[rows_n] @ self._dense_ND.T
+
+
+def _most_similar(
+    scores_nC: NDArray[np.float32], rows_n: NDArray[np.int64], others_nC: NDArray[np.int64] | None, k: int
+) -> Similar:
+    """The k best of each row's scores, of the documents `others_nC` (None: of all, in order), itself left out."""
+    if others_nC is None:
+        scores_nC[np.arange(len(rows_n)), rows_n] = -1
+    else:
         scores_nC[others_nC == rows_n[:, None]] = -1
-        best_nk = np.argsort(-scores_nC, axis=1, kind="stable")[:, :k]
-        scores_nk = np.take_along_axis(scores_nC, best_nk, axis=1)
-        return Similar(np.take_along_axis(others_nC, best_nk, axis=1), np.maximum(scores_nk, 0).astype(np.float32))
+    best_nk = np.argpartition(-scores_nC, k - 1, axis=1)[:, :k]
+    scores_nk = np.take_along_axis(scores_nC, best_nk, axis=1)
+    order_nk = np.argsort(-scores_nk, axis=1, kind="stable")
+    best_nk, scores_nk = (np.take_along_axis(table, order_nk, axis=1) for table in (best_nk, scores_nk))
+    rows_nk = best_nk if others_nC is None else np.take_along_axis(others_nC, best_nk, axis=1)
+    return Similar(rows_nk, np.maximum(scores_nk, 0).astype(np.float32))
 
 
 def _products(queries: csr_matrix, others: csr_matrix) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """The recipes' codes at every width, on every corpus that is here, against LSI + ITQ at as many bits: P@100.
 
-LATENTBITS_PART: `validation` (default) or `test`; LATENTBITS_SEEDS, LATENTBITS_BITS and LATENTBITS_CORPORA choose
+LATENTBITS_SPLIT: `validation` (default) or `test`; LATENTBITS_SEEDS, LATENTBITS_BITS and LATENTBITS_CORPORA choose
 fewer, as in `LATENTBITS_BITS=64 LATENTBITS_CORPORA=reuters make bench ONLY=quality`.
 """
 

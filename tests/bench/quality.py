@@ -1,10 +1,11 @@
 """Recipes measured on real corpora: P@100 of the product's own stages, trained on one part and asked with another.
 
-LATENTBITS_PART says which part asks: `validation`, 15 % of the train split and the default, by which settings may be
+LATENTBITS_SPLIT says which part asks: `validation`, 15 % of the train split and the default, by which settings may be
 chosen; or `test`, which is to be read once for each recipe.
 """
 
 import json
+import math
 import os
 import re
 import statistics
@@ -132,9 +133,9 @@ def _split(protocol: Protocol) -> pa.Table:
 
 
 def _rows(protocol: Protocol, split: NDArray[np.str_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    part = os.environ.get("LATENTBITS_PART", "validation")
+    part = os.environ.get("LATENTBITS_SPLIT", "validation")
     if part not in ("validation", "test"):
-        raise SystemExit(f"LATENTBITS_PART is {part!r}; give validation or test")
+        raise SystemExit(f"LATENTBITS_SPLIT is {part!r}; give validation or test")
     if protocol.random:  # 60/20/20
         shuffled = np.random.RandomState(0).permutation(len(split))
         first, second = int(0.6 * len(split)), int(0.8 * len(split))
@@ -143,7 +144,7 @@ def _rows(protocol: Protocol, split: NDArray[np.str_]) -> tuple[NDArray[np.int64
     if part == "test":
         return learns, np.flatnonzero(split == "test")
     shuffled = learns[np.random.RandomState(1).permutation(len(learns))]
-    held_out = int(VALIDATION * len(learns))
+    held_out = math.ceil(VALIDATION * len(learns))
     return shuffled[held_out:], shuffled[:held_out]
 
 

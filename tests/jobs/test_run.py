@@ -45,7 +45,7 @@ def test_a_second_run_finds_everything_done_and_starts_no_ray(tiny: Tiny) -> Non
     before = {path: path.stat().st_mtime_ns for path in tiny.folder.rglob("*")}
     environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
     said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout == "[True, True, True, True, True] False\n"
+    assert said.stdout == "[True, True, True, True, True, True] False\n"
     assert {path: path.stat().st_mtime_ns for path in tiny.folder.rglob("*")} == before
 
 

@@ -58,6 +58,15 @@ def test_a_document_without_a_shared_word_has_no_neighbours_and_is_nobodys(made:
     assert all(DOCUMENTS not in others for others in found)
 
 
+def test_candidates_of_a_large_corpus_lead_to_nearly_the_same_neighbours(
+    made: Artifact, shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.graph.COMPARED_WITH_ALL", 10)
+    sketched = graph(shards.path, tmp_path / "graph", CONFIG)
+    pairs = zip(column(sketched, "neighbours")[:DOCUMENTS], column(made, "neighbours")[:DOCUMENTS], strict=True)
+    assert np.mean([len(set(ours) & set(whole)) / len(whole) for ours, whole in pairs]) > 0.9
+
+
 def test_words_are_the_mean_of_the_neighbours_words(made: Artifact, shards: Artifact, tmp_path: Path) -> None:
     dense = dense_words(WordMatrix.write(shards, tmp_path))
     shares = dense / np.maximum(dense.sum(axis=1, keepdims=True), 1e-12)
@@ -92,11 +101,13 @@ def test_the_matrix_on_disk_is_bm25_at_unit_length(shards: Artifact, tmp_path: P
     assert sum(block.shape[0] for block in words.blocks()) == len(words) == len(TEXTS)
 
 
-def test_the_most_similar_are_those_of_the_dense_products(shards: Artifact, tmp_path: Path) -> None:
+@pytest.mark.parametrize("among_all", [True, False])
+def test_the_most_similar_are_those_of_the_dense_products(shards: Artifact, tmp_path: Path, among_all: bool) -> None:
     words = WordMatrix.write(shards, tmp_path)
     topics = np.random.default_rng(0).standard_normal((len(words), 4)).astype(np.float32) / 4
     everyone = np.arange(len(words))
-    similarity = Similarity(words, topics, 3.0, lambda rows: np.tile(everyone, (len(rows), 1)))
+    candidates = None if among_all else lambda rows: np.tile(everyone[::-1], (len(rows), 1))
+    similarity = Similarity(words, topics, 3.0, candidates)
     found = similarity.of(np.array([9, 4]), 5)
     scores = (3 * dense_words(words) @ dense_words(words).T + topics @ topics.T)[[9, 4]]
     scores[[0, 1], [9, 4]] = -np.inf

@@ -164,10 +164,11 @@ def print_findings(findings: Sequence[Finding]) -> None:
 
 
 def _rows(done: Done) -> int:
-    """Documents a stage went through; training goes through them once an epoch."""
+    """Documents a stage went through; training goes through a batch a step."""
     manifest = done.artifact.manifest
     if done.stage == "pretrain":
-        return round(manifest.statistics["documents"] * manifest.config["pretrain"]["epochs"])
+        batch = min(manifest.config["pretrain"]["batch_size"], manifest.statistics["documents"])
+        return int(manifest.statistics["steps"] * batch)
     return int(manifest.statistics.get("queries", manifest.statistics.get("documents", 0)))
 
 

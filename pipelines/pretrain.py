@@ -96,7 +96,7 @@ def pretrain(
     parts = _collect(draft, source, schedule)
     last = json.loads((draft.path / METRICS).read_text().splitlines()[-1])
     kept = ("loss", "distortion", "rate", "active_units")
-    statistics = {"steps": schedule.steps, "documents": schedule.documents} | {name: last[name] for name in kept}
+    statistics = {"steps": last["step"] + 1, "documents": schedule.documents} | {name: last[name] for name in kept}
     return draft.finish(parts, statistics, tracking.run_id("pretrain"))
 
 

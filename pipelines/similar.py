@@ -71,9 +71,9 @@ def _most_similar(
     best_nk = np.argpartition(-scores_nC, k - 1, axis=1)[:, :k]
     scores_nk = np.take_along_axis(scores_nC, best_nk, axis=1)
     order_nk = np.argsort(-scores_nk, axis=1, kind="stable")
-    best_nk, scores_nk = (np.take_along_axis(table, order_nk, axis=1) for table in (best_nk, scores_nk))
-    rows_nk = best_nk if others_nC is None else np.take_along_axis(others_nC, best_nk, axis=1)
-    return Similar(rows_nk, np.maximum(scores_nk, 0).astype(np.float32))
+    ordered_nk = np.take_along_axis(best_nk, order_nk, axis=1)
+    rows_nk = ordered_nk if others_nC is None else np.take_along_axis(others_nC, ordered_nk, axis=1)
+    return Similar(rows_nk, np.maximum(np.take_along_axis(scores_nk, order_nk, axis=1), 0).astype(np.float32))
 
 
 def _products(queries: csr_matrix, others: csr_matrix) -> NDArray[np.float32]:

@@ -58,7 +58,7 @@ def test_every_recipe_of_a_model_is_trained_here() -> None:
     "recipe",
     [
         "hash-mixture",
-        "nvib",
+        pytest.param("nvib", marks=pytest.mark.slow),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("categorical", "dgm", SENTENCES)),
     ],
 )
@@ -80,6 +80,7 @@ def assert_learned(model: Artifact) -> None:
     assert lines[-1]["rate"] > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_recipe_with_a_pretrained_encoder_trains_and_its_model_opens_without_the_folder(tmp_path: Path) -> None:
     text, folder = corpus(tmp_path), tmp_path / "bert"

@@ -36,12 +36,12 @@ class Watch:
 
 
 def looked(run: PhaseRun, watch: Watch, step: int) -> tuple[Watch, dict[str, float]]:
-    """The watch after a look that follows `step`, and what it saw; the best model is kept. Collective.
+    """The watch after a look at the held-out documents, of which there are some, that follows `step`, and what it saw.
+
+    The best model is kept. Collective.
 
     Several phases have an order that is to be gone through to its end: they are looked at, and not stopped.
     """
-    if not len(run.held_out):
-        return watch, {}
     loss = held_out_loss(run)
     if len(run.job.config.all_phases) == 1 and run.schedule.progress_after(step) >= COUNTS_FROM:
         watch = watch.after(loss, step + 1)
@@ -86,11 +86,12 @@ def export(run: PhaseRun, watch: Watch, folder: Path) -> None:
 
 
 def forget(run: PhaseRun, watch: Watch) -> None:
-    """Delete the models that were the best once; called when a checkpoint remembers the `watch`."""
+    """Delete all kept models but the best of `watch`, which a checkpoint remembers. Collective."""
     if dist.get_rank() == 0:
         for folder in run.job.scratch.glob("best-*"):
             if folder != _best(run.job.scratch, watch):
                 shutil.rmtree(folder)
+    dist.barrier()
 
 
 def _best(scratch: Path, watch: Watch) -> Path:

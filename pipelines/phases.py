@@ -22,6 +22,8 @@ from vae_core.model import VAE, Terms, VAEConfig
 from vae_core.objectives import UNWEIGHTED, Loss, MinimumRate, Multiplier, ascended, loss
 from vae_core.schedule import Phase, reset
 
+LOOKS = 20
+"""How often in training the held-out documents are looked at; the last time after the last step."""
 EPOCHS_OF_A_DOCUMENT = 1500.0
 """Epochs, times the root of the number of documents, where they are not set: 15 at 10,000, 1.5 at a million."""
 SAMPLE = 50_000
@@ -90,6 +92,10 @@ class Schedule:
     def saves_after(self, step: int) -> bool:
         """Whether a checkpoint is due after `step`; always after the last one."""
         return (step + 1) % self.checkpoint_every == 0 or step + 1 == self.steps
+
+    def looks_after(self, step: int) -> bool:
+        """Whether the held-out documents are looked at after `step`: LOOKS times, whenever checkpoints are written."""
+        return (step + 1) * LOOKS // self.steps > step * LOOKS // self.steps
 
 
 class PhaseRun:

@@ -93,8 +93,8 @@ def pretrain(
         extra = {"embeddings": beside.path if beside else None, "graph": near.path if near else None}
         job = Job(source.path, draft.scratch, sized, config, **extra)
         _run(job, schedule, progress, tracking)
-    parts = _collect(draft, source, schedule)
-    last = json.loads((draft.path / METRICS).read_text().splitlines()[-1])
+    last = json.loads((draft.scratch / METRICS).read_text().splitlines()[-1])
+    parts = _collect(draft, source, last["step"] + 1)
     kept = ("loss", "distortion", "rate", "active_units")
     statistics = {"steps": last["step"] + 1, "documents": schedule.documents} | {name: last[name] for name in kept}
     return draft.finish(parts, statistics, tracking.run_id("pretrain"))
@@ -281,7 +281,7 @@ def _reason(error: Exception) -> LatentbitsError:
     return reason
 
 
-def _collect(draft: Draft, source: Artifact, schedule: Schedule) -> list[Part]:
+def _collect(draft: Draft, source: Artifact, steps: int) -> list[Part]:
     """Put what training left, and what a model needs of the shards, in their places."""
     export = draft.scratch / EXPORT
     origins = {name: export / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
@@ -295,18 +295,18 @@ def _collect(draft: Draft, source: Artifact, schedule: Schedule) -> list[Part]:
             part = record_part(draft.path, name, rows=0)
         parts.append(part)
     with replacing(draft.path / "README.md") as temporary:
-        temporary.write_text(_card(draft, source, schedule))
+        temporary.write_text(_card(draft, source, steps))
     return [*parts, record_part(draft.path, "README.md", rows=0)]
 
 
-def _card(draft: Draft, source: Artifact, schedule: Schedule) -> str:
+def _card(draft: Draft, source: Artifact, steps: int) -> str:
     settings = json.dumps(draft.plan.config, indent=1)
     return (
         "# Text hashing model\n\n"
         "Encodes a document into a binary code; opened by `vae_core.model.VAE.from_pretrained` and by\n"
         "`latentbits encode`. `metrics.jsonl` holds the training curves.\n\n"
         f"- documents: {source.manifest.statistics['documents']:,}, from shards `{source.fingerprint}`\n"
-        f"- steps: {schedule.steps:,}\n\n```json\n{settings}\n```\n"
+        f"- steps: {steps:,}\n\n```json\n{settings}\n```\n"
     )
 
 

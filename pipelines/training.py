@@ -54,6 +54,7 @@ def _train(job: Job) -> None:
     start = resumed.step if resumed else 0
     run, lag, watch = _begin(job, resumed)
     journal = _Journal(job.scratch / METRICS, start)
+    forget(run, watch)  # what a run that was killed found best after its last checkpoint is found again
     for step in range(start, run.schedule.steps):
         if watch.looks >= job.config.patience:
             break
@@ -93,11 +94,11 @@ def _step(run: PhaseRun, lag: Lag, watch: Watch, step: int, journal: "_Journal")
         lag = looked_at(run, run.phase.aggressive, lag, step)
     journal.count(len(rows), run.shards.token_count(mine) * world_size)
     logged = step % config.log_every == 0 or step + 1 == schedule.steps
-    looks = schedule.saves_after(step)
-    if logged or looks:
+    looks = bool(len(run.held_out)) and schedule.looks_after(step)
+    if logged or looks or schedule.saves_after(step):
         means = _means(step, parts, terms, coded=run.engine.module.latent.code_bits > 0)
     watch, seen = looked(run, watch, step) if looks else (watch, {})
-    if logged or seen:
+    if logged or looks:
         means |= seen
         facts = {"learning_rate": config.learning_rate * schedule.factor(step), "phase": run.number}
         journal.write({"step": step, **means, "beta": parts.beta, **facts, "rows": digest(rows)})

@@ -1,6 +1,7 @@
 """Phases of training on DeepSpeed's real engine, in this process: one worker needs no cluster."""
 
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +21,14 @@ from torch import Tensor
 from pipelines import aggressive, checkpoint, training
 from pipelines.aggressive import Lag, aggressive_step, looked_at
 from pipelines.artifact import Artifact
-from pipelines.batches import rows_of_step
+from pipelines.batches import among_the_rest, held_out_count, held_out_rows, rows_of_step
 from pipelines.corpus import CorpusConfig
 from pipelines.engine import PretrainConfig
+from pipelines.held_out import held_out_loss
 from pipelines.phases import Job, PhaseRun, Schedule
 from pipelines.tokenize import TokenizeConfig, tokenize
 from pipelines.training import EXPORT, train
-from vae_core.model import Composition, VAEConfig
+from vae_core.model import VAE, Composition, VAEConfig
 from vae_core.objectives import UNWEIGHTED, Loss, MinimumRate, Objective
 from vae_core.schedule import INFERENCE, Aggressive, Phase, part_of
 
@@ -71,6 +73,103 @@ def job_of(shards: Artifact, scratch: Path, config: PretrainConfig = CONFIG) -> 
     scratch.mkdir(exist_ok=True)
     terms = pq.read_metadata(shards.path / "vocabulary.parquet").num_rows
     return Job(shards.path, scratch, VAEConfig(**MODEL.model_dump(), terms=terms, tokens=300), config)
+
+
+PATIENT = PretrainConfig(epochs=3, batch_size=BATCH, checkpoint_every=7, log_every=5, held_out=0.1, patience=1000)
+
+
+def looks_of(scratch: Path) -> dict[int, float]:
+    """The held-out loss after each step at which it was looked at."""
+    lines = [json.loads(line) for line in (scratch / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"] + 1: line["held_out_loss"] for line in lines if "held_out_loss" in line}
+
+
+def test_held_out_documents_are_never_trained_on_and_all_others_are(shards: Artifact, tmp_path: Path) -> None:
+    run = PhaseRun(job_of(shards, tmp_path, PATIENT), 0)
+    assert len(run.held_out) == 16
+    assert run.schedule.documents == 144
+    epoch = np.concatenate([run.rows(step, BATCH, seed=0) for step in range(9)])
+    assert sorted([*epoch, *run.held_out]) == list(range(DOCUMENTS))
+    run.engine.destroy()
+
+
+def test_the_held_out_loss_is_distortion_and_rate_of_those_documents(shards: Artifact, tmp_path: Path) -> None:
+    run = PhaseRun(job_of(shards, tmp_path, PATIENT), 0)
+    model = run.engine.module
+    found = held_out_loss(run)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        terms = model(run.shards.batch(run.held_out, tokens=False))
+    expected = terms.kl_groups.sum(dim=1).mean() - terms.log_px.mean()
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    run.engine.destroy()
+
+
+def test_the_model_of_the_lowest_held_out_loss_is_exported(shards: Artifact, tmp_path: Path) -> None:
+    job = job_of(shards, tmp_path, PATIENT.model_copy(update={"learning_rate": 0.3, "epochs": 10.0}))
+    train(job)
+    looks = looks_of(tmp_path)
+    assert len(looks) == 20
+    counted = {step: loss for step, loss in looks.items() if step >= 45}
+    best = min(counted, key=counted.__getitem__)
+    assert best < 90, "the last model is the best: the rate does not overshoot, and this test shows nothing"
+    run = PhaseRun(job, 0, VAE.from_pretrained(tmp_path / EXPORT))
+    assert held_out_loss(run) == pytest.approx(counted[best], rel=1e-5)
+    run.engine.destroy()
+
+
+def test_training_ends_where_so_many_looks_bring_nothing(shards: Artifact, tmp_path: Path) -> None:
+    changes = {"learning_rate": 0.3, "epochs": 10.0, "patience": 1}
+    train(job_of(shards, tmp_path, PATIENT.model_copy(update=changes)))
+    looks = looks_of(tmp_path)
+    steps = [step for step in looks if step >= 45]
+    worse = next(step for before, step in itertools.pairwise(steps) if looks[step] >= looks[before])
+    assert max(looks) == worse < 90
+
+
+def test_how_often_checkpoints_are_written_changes_nothing(shards: Artifact, tmp_path: Path) -> None:
+    for every in (3, 1000):
+        train(job_of(shards, tmp_path / str(every), PATIENT.model_copy(update={"checkpoint_every": every})))
+    assert looks_of(tmp_path / "3") == looks_of(tmp_path / "1000")
+    ours, theirs = (load_file(tmp_path / folder / EXPORT / "model.safetensors") for folder in ("3", "1000"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_kill_after_any_checkpoint_keeps_the_same_best_model(
+    shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(job_of(shards, tmp_path / "whole", PATIENT))
+    step = training._step
+    for last in (13, 16, 20, 26):
+
+        def killed(run: PhaseRun, *rest: Any, last: int = last) -> Any:
+            if rest[2] == last:
+                raise KeyboardInterrupt
+            return step(run, *rest)
+
+        job = job_of(shards, tmp_path / str(last), PATIENT)
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "_step", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(job)
+        train(job)
+        ours, theirs = (load_file(tmp_path / folder / EXPORT / "model.safetensors") for folder in (str(last), "whole"))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@given(documents=st.integers(1, 3000), share=st.floats(0, 0.9), seed=st.integers(0, 5))
+def test_places_among_the_rest_are_all_rows_but_the_held_out(documents: int, share: float, seed: int) -> None:
+    held_out = held_out_rows(documents, share, seed)
+    assert len(held_out) == held_out_count(documents, share) <= share * documents
+    rest = among_the_rest(np.arange(documents - len(held_out)), held_out)
+    assert sorted([*rest, *held_out]) == list(range(documents))
+
+
+@pytest.mark.parametrize(("documents", "epochs"), [(10_000, 15), (1_000_000, 1.5)])
+def test_fewer_epochs_for_larger_corpora(documents: int, epochs: float) -> None:
+    schedule = Schedule.of(PretrainConfig(batch_size=100, held_out=0), documents)
+    assert schedule.steps == epochs * documents / 100
 
 
 def weights_of(run: PhaseRun) -> dict[str, Tensor]:

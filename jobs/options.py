@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from jobs.console import Bar, Lines
+    from pipelines.artifact import Artifact
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the artifact to.")]
 EncoderFolder = Annotated[
@@ -32,3 +33,20 @@ def working() -> "AbstractContextManager[Bar | Lines]":
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
     typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def report(artifact: "Artifact", as_json: bool) -> None:
+    """What was made, on stdout."""
+    facts: dict[str, Any] = {
+        "path": str(artifact.path),
+        "kind": artifact.manifest.kind,
+        "fingerprint": artifact.fingerprint,
+        "statistics": artifact.manifest.statistics,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        numbers = ", ".join(
+            f"{name} {value:,}" for name, value in facts["statistics"].items() if isinstance(value, int)
+        )
+        typer.echo(f"{artifact.path}: {artifact.manifest.kind} {artifact.fingerprint} ({numbers})")

@@ -71,7 +71,8 @@ def graph(
     documents = int(source.manifest.statistics["documents"])
     if documents < 3:
         raise Misuse(
-            f"{source.path} has {documents} documents, and neighbours need at least 3; set decoder.neighbours=0"
+            f"{source.path} has {documents} documents, and neighbours need at least 3; "
+            f"go on without a graph, with --set graph=null"
         )
     beside = Embeddings.open(embeddings, source) if embeddings else None
     inputs = [source.as_input("shards"), *([beside.artifact.as_input("embeddings")] if beside else [])]

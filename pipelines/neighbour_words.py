@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from pipelines.artifact import Artifact
-from pipelines.shards import record_batches
+from pipelines.shards import Lists, gather, places_of, record_batches
 from pipelines.word_matrix import WordMatrix
 from vae_core.batch import Ragged, Words
 from vae_core.errors import Stale
@@ -23,21 +23,16 @@ class NeighbourWords:
 
     def __init__(self, graph: Artifact) -> None:
         parts = [batch for path in graph.files(".arrow") for batch in record_batches(path)]
-        self._columns = [[part.column(name) for name in ("words", "shares")] for part in parts]
+        self._words, self._shares = ([Lists.of(part.column(name)) for part in parts] for name in ("words", "shares"))
         self._starts = np.concatenate([[0], np.cumsum([part.num_rows for part in parts])])
 
     def of(self, rows: NDArray[np.int64]) -> Words:
         """Those of the documents at `rows`, in that order."""
-        parts = np.searchsorted(self._starts, rows, side="right") - 1
-        terms, shares = [], []
-        for part, row in zip(parts.tolist(), (rows - self._starts[parts]).tolist(), strict=True):
-            words, weights = (column[row].values for column in self._columns[part])
-            terms.append(words.to_numpy().astype(np.int64))
-            shares.append(weights.to_numpy().astype(np.float32))
-        offsets = np.concatenate([[0], np.cumsum([len(one) for one in terms])]).astype(np.int64)
-        joined = np.concatenate(terms) if terms else np.empty(0, np.int64)
-        weights = np.concatenate(shares) if shares else np.empty(0, np.float32)
-        return Words(Ragged(torch.from_numpy(joined), torch.from_numpy(offsets)), torch.from_numpy(weights))
+        places = places_of(rows, self._starts)
+        terms, offsets = gather(self._words, places)
+        shares, _ = gather(self._shares, places)
+        ragged = Ragged(torch.from_numpy(terms.astype(np.int64)), torch.from_numpy(offsets))
+        return Words(ragged, torch.from_numpy(shares.astype(np.float32)))
 
 
 def require_shards(graph: Artifact, shards: Artifact) -> None:

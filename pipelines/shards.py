@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +33,9 @@ class Shards:
         embeddings: "Embeddings | None" = None,
     ) -> None:
         parts = [batch for path in artifact.files(".arrow") for batch in record_batches(path)]
-        self._tokens = [_Lists.of(part.column("tokens")) for part in parts]
-        self._terms = [_Lists.of(part.column("term_ids")) for part in parts]
-        self._counts = [_Lists.of(part.column("term_counts")) for part in parts]
+        self._tokens = [Lists.of(part.column("tokens")) for part in parts]
+        self._terms = [Lists.of(part.column("term_ids")) for part in parts]
+        self._counts = [Lists.of(part.column("term_counts")) for part in parts]
         self._classes = None if classes is None else [class_numbers(part.column("labels"), classes) for part in parts]
         self._embeddings = embeddings
         self._starts = np.concatenate([[0], np.cumsum([part.num_rows for part in parts])])
@@ -45,21 +45,49 @@ class Shards:
 
     def batch(self, rows: NDArray[np.int64], *, tokens: bool) -> Batch:
         """The documents at `rows`, in that order; without their tokens unless asked for."""
-        parts = np.searchsorted(self._starts, rows, side="right") - 1
-        places = list(zip(parts.tolist(), (rows - self._starts[parts]).tolist(), strict=True))
+        places = places_of(rows, self._starts)
         return Batch(
-            tokens=_gather(self._tokens, places) if tokens else _nothing(len(rows)),
-            terms=(terms := _gather(self._terms, places)),
-            counts=_gather(self._counts, places).values.float() if len(terms.values) else torch.zeros(0),
+            tokens=_ragged(*gather(self._tokens, places)) if tokens else _nothing(len(rows)),
+            terms=_ragged(*gather(self._terms, places)),
+            counts=torch.from_numpy(gather(self._counts, places)[0].astype(np.float32)),
             classes=None if self._classes is None else torch.tensor([self._classes[p][row] for p, row in places]),
             embeddings=None if self._embeddings is None else torch.from_numpy(self._embeddings.rows(rows)),
         )
 
     def token_count(self, rows: NDArray[np.int64]) -> int:
         """How many tokens the documents at `rows` have."""
-        parts = np.searchsorted(self._starts, rows, side="right") - 1
-        places = zip(parts.tolist(), (rows - self._starts[parts]).tolist(), strict=True)
+        places = places_of(rows, self._starts)
         return sum(int(self._tokens[part].offsets[row + 1] - self._tokens[part].offsets[row]) for part, row in places)
+
+
+class Lists:
+    """An Arrow list column as two arrays, without a copy."""
+
+    def __init__(self, offsets: NDArray[np.int64], values: NDArray[Any]) -> None:
+        self.offsets = offsets
+        self.values = values
+
+    @classmethod
+    def of(cls, column: pa.ListArray) -> Self:
+        return cls(column.offsets.to_numpy(), column.values.to_numpy())
+
+    def ragged(self) -> Ragged:
+        first, last = (int(self.offsets[0]), int(self.offsets[-1])) if len(self.offsets) else (0, 0)
+        values = torch.from_numpy(self.values[first:last].astype(np.int64))
+        return Ragged(values, torch.from_numpy(self.offsets.astype(np.int64) - first))
+
+
+def places_of(rows: NDArray[np.int64], starts: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """In which part each of `rows` lies, and where in it; part p begins with row `starts[p]`."""
+    parts = np.searchsorted(starts, rows, side="right") - 1
+    return list(zip(parts.tolist(), (rows - starts[parts]).tolist(), strict=True))
+
+
+def gather(lists: list[Lists], places: list[tuple[int, int]]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The lists at `places` of the parts' columns, one after the other, and where each begins and the last ends."""
+    pieces = [lists[part].values[lists[part].offsets[row] : lists[part].offsets[row + 1]] for part, row in places]
+    offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+    return np.concatenate(pieces) if pieces else np.empty(0, np.uint32), offsets
 
 
 def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -109,29 +137,12 @@ def batch_of(
         table = table.combine_chunks()
     rows = table.num_rows
     return Batch(
-        tokens=_Lists.of(_column(table, "tokens")).ragged() if tokens else _nothing(rows),
-        terms=_Lists.of(_column(table, "term_ids")).ragged(),
-        counts=_Lists.of(_column(table, "term_counts")).ragged().values.float(),
+        tokens=Lists.of(_column(table, "tokens")).ragged() if tokens else _nothing(rows),
+        terms=Lists.of(_column(table, "term_ids")).ragged(),
+        counts=Lists.of(_column(table, "term_counts")).ragged().values.float(),
         classes=None if classes is None else torch.from_numpy(class_numbers(_column(table, "labels"), classes)),
         embeddings=None if embeddings is None else torch.from_numpy(embeddings),
     )
-
-
-class _Lists:
-    """An Arrow list column as two arrays, without a copy."""
-
-    def __init__(self, offsets: NDArray[np.int64], values: NDArray[np.unsignedinteger]) -> None:
-        self.offsets = offsets
-        self.values = values
-
-    @classmethod
-    def of(cls, column: pa.ListArray) -> "_Lists":
-        return cls(column.offsets.to_numpy(), column.values.to_numpy())
-
-    def ragged(self) -> Ragged:
-        first, last = (int(self.offsets[0]), int(self.offsets[-1])) if len(self.offsets) else (0, 0)
-        values = torch.from_numpy(self.values[first:last].astype(np.int64))
-        return Ragged(values, torch.from_numpy(self.offsets.astype(np.int64) - first))
 
 
 def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.ListArray:
@@ -141,12 +152,8 @@ def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.ListArray:
     return column
 
 
-def _gather(lists: list[_Lists], places: list[tuple[int, int]]) -> Ragged:
-    pieces = [lists[part].values[lists[part].offsets[row] : lists[part].offsets[row + 1]] for part, row in places]
-    lengths = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    values = np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, dtype=np.int64)
-    return Ragged(torch.from_numpy(values), torch.from_numpy(offsets))
+def _ragged(values: NDArray[Any], offsets: NDArray[np.int64]) -> Ragged:
+    return Ragged(torch.from_numpy(values.astype(np.int64)), torch.from_numpy(offsets))
 
 
 def _nothing(documents: int) -> Ragged:

@@ -49,7 +49,8 @@ class Similarity:
 
     def _of(self, rows_n: NDArray[np.int64], k: int) -> Similar:
         if self._candidates is None:
-            return _most_similar(self._with_all(rows_n), rows_n, None, k)
+            everyone = np.broadcast_to(np.arange(len(self._words)), (len(rows_n), len(self._words)))
+            return _most_similar(self._with_all(rows_n), rows_n, everyone, k)
         others_nC = self._candidates(rows_n)
         scores_nC = self._weight * _products(self._words.rows(rows_n), self._words.rows(others_nC.ravel()))
         scores_nC += np.einsum("nd,ncd->nc", self._dense_ND[rows_n], self._dense_ND[others_nC])
@@ -61,18 +62,14 @@ class Similarity:
 
 
 def _most_similar(
-    scores_nC: NDArray[np.float32], rows_n: NDArray[np.int64], others_nC: NDArray[np.int64] | None, k: int
+    scores_nC: NDArray[np.float32], rows_n: NDArray[np.int64], others_nC: NDArray[np.int64], k: int
 ) -> Similar:
-    """The k best of each row's scores, of the documents `others_nC` (None: of all, in order), itself left out."""
-    if others_nC is None:
-        scores_nC[np.arange(len(rows_n)), rows_n] = -1
-    else:
-        scores_nC[others_nC == rows_n[:, None]] = -1
+    """The k best of each row's scores, which are of the documents `others_nC`, itself left out."""
+    scores_nC[others_nC == rows_n[:, None]] = -1
     best_nk = np.argpartition(-scores_nC, k - 1, axis=1)[:, :k]
     scores_nk = np.take_along_axis(scores_nC, best_nk, axis=1)
     order_nk = np.argsort(-scores_nk, axis=1, kind="stable")
-    ordered_nk = np.take_along_axis(best_nk, order_nk, axis=1)
-    rows_nk = ordered_nk if others_nC is None else np.take_along_axis(others_nC, ordered_nk, axis=1)
+    rows_nk = np.take_along_axis(others_nC, np.take_along_axis(best_nk, order_nk, axis=1), axis=1)
     return Similar(rows_nk, np.maximum(np.take_along_axis(scores_nk, order_nk, axis=1), 0).astype(np.float32))
 
 
@@ -82,5 +79,6 @@ def _products(queries: csr_matrix, others: csr_matrix) -> NDArray[np.float32]:
     pairs = np.diff(others.indptr)
     query_P = np.repeat(np.repeat(np.arange(queries.shape[0]), count), pairs)
     products_P = queries.toarray()[query_P, others.indices] * others.data
-    sums = np.add.reduceat(np.append(products_P, 0), np.minimum(others.indptr[:-1], len(products_P)))
-    return np.where(pairs > 0, sums, 0).reshape(-1, count).astype(np.float32)
+    sums = np.zeros(len(pairs), np.float32)
+    sums[pairs > 0] = np.add.reduceat(products_P, others.indptr[:-1][pairs > 0]) if len(products_P) else 0
+    return sums.reshape(-1, count)

@@ -31,12 +31,17 @@ def tfidf(table: pa.Table | pa.RecordBatch, idf_V: NDArray[np.float32]) -> Weigh
 def unit_tfidf(table: pa.Table | pa.RecordBatch, idf_V: NDArray[np.float32]) -> csr_matrix:
     """The same as a sparse matrix (N, V) float32 of rows of length one; a document without terms is a row of zeros."""
     terms = tfidf(table, idf_V)
-    squares = np.add.reduceat(np.append(terms.weights, 0).astype(np.float64) ** 2, terms.offsets[:-1])
-    lengths = np.diff(terms.offsets)
-    norms = np.sqrt(np.where(lengths > 0, squares, 0))
-    scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
-    weights = (terms.weights * np.repeat(scale, lengths)).astype(np.float32)
-    return csr_matrix((weights, terms.ids, terms.offsets), shape=(len(lengths), len(idf_V)))
+    return of_unit_length(
+        csr_matrix((terms.weights, terms.ids, terms.offsets), shape=(len(terms.offsets) - 1, len(idf_V)))
+    )
+
+
+def of_unit_length(rows: csr_matrix) -> csr_matrix:
+    """`rows` with each row divided by its length, in float32; a row of zeros stays one."""
+    lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+    scale = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    weights = (rows.data * np.repeat(scale, np.diff(rows.indptr))).astype(np.float32)
+    return csr_matrix((weights, rows.indices, rows.indptr), shape=rows.shape)
 
 
 def term_counts(table: pa.Table | pa.RecordBatch) -> WeightedTerms:

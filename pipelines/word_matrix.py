@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from pipelines.artifact import Artifact, replacing
 from pipelines.references import bm25_rows
 from pipelines.shards import record_batches
+from pipelines.tfidf import of_unit_length
 from pipelines.vocabulary import Vocabulary
 
 OFFSETS, TERMS, WEIGHTS = "words.npz", "terms.bin", "weights.bin"
@@ -72,6 +73,4 @@ def _bm25(shards: Artifact, vocabulary: Vocabulary) -> Iterator[csr_matrix]:
     tables = (batch for path in shards.files(".arrow") for batch in record_batches(path))
     words, documents = (shards.manifest.statistics[name] for name in ("terms", "documents"))
     for rows in bm25_rows(tables, vocabulary, words / max(documents, 1)):
-        norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
-        rows.data = rows.data / np.repeat(np.maximum(norms, 1e-12), np.diff(rows.indptr))
-        yield rows
+        yield of_unit_length(rows)

@@ -52,6 +52,16 @@ def test_a_document_has_the_same_code_alone_and_in_any_table(
     np.testing.assert_allclose(together.confidence, [float(one.confidence[0]) for one in alone], rtol=1e-5)
 
 
+def test_a_document_without_a_known_word_says_nothing_of_itself(encoder: Encoder) -> None:
+    texts = ["", "zzz 123 unheard of", " ".join(WORDS)]
+    rows = [Document(str(number), text, [], {}, "a.jsonl", number + 1) for number, text in enumerate(texts)]
+    encoded = encoder.encode(encoder.tokenizer.table(rows))
+    assert not encoded.log_odds[:2].any()
+    assert encoded.confidence[:2].tolist() == [0.5, 0.5]
+    assert np.abs(encoded.log_odds[2]).min() > 0
+    assert encoded.confidence[2] > 0.5
+
+
 def test_codes_are_the_signs_of_the_log_odds_packed_from_the_lowest_bit(encoder: Encoder) -> None:
     encoded = encoder.encode(encoder.tokenizer.table(documents([5, 0, 30])))
     packed = np.packbits(encoded.log_odds > 0, axis=1, bitorder="little")

@@ -25,7 +25,7 @@ from pipelines.artifact import UNFINISHED, Artifact, write_text
 from pipelines.batches import digest, rows_of_step
 from pipelines.corpus import CorpusConfig
 from pipelines.encoder import Encoder
-from pipelines.pretrain import pretrain
+from pipelines.pretrain import components_for, pretrain
 from pipelines.progress import Silent
 from pipelines.shards import record_batches
 from pipelines.tokenize import TokenizeConfig, tokenize
@@ -271,6 +271,20 @@ def test_what_cannot_be_met_is_said_before_anything_starts(shards: Path, tmp_pat
     with pytest.raises(ValidationError, match=r"bf16 needs zero_stage 1, 2 or 3, got 0; set pretrain.zero_stage to 1"):
         PretrainConfig(precision="bf16")
     assert not list(tmp_path.iterdir())
+
+
+def test_more_bits_than_documents_are_refused_with_what_is_sensible(shards: Path, tmp_path: Path) -> None:
+    wide = Composition.model_validate({"latent": {"bits": 512}})
+    with pytest.raises(
+        Misuse, match=r"learn 512 bits from; set model\.latent\.bits to \d+, or add documents"
+    ):
+        pretrain(shards, tmp_path / "model", wide, PretrainConfig())
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("documents", "components"), [(100, 8), (11_314, 21), (1_000_000, 200), (100_000_000, 256)])
+def test_components_follow_from_the_documents(documents: int, components: int) -> None:
+    assert components_for(documents) == components
 
 
 def test_more_workers_than_cores_are_refused_with_the_number_there_is(shards: Path, tmp_path: Path) -> None:

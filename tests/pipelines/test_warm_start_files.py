@@ -119,6 +119,8 @@ def test_settings_of_training_may_differ(small: Artifact, old: Artifact) -> None
         encoder={"term_dropout": 0.1, "grow_after": 0.0}, decoder={"terms": 50}, corruption={"delete": 0.1}
     )
     require_alike(sized(small, others), old, small, None)
+    with pytest.raises(Misuse):  # which shows that the difference is what decides
+        require_alike(sized(small, changed(latent={"bits": 32})), old, small, None)
 
 
 def test_a_model_that_reads_tokens_needs_the_same_ones(large: Artifact, small: Artifact, tmp_path: Path) -> None:

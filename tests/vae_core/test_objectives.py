@@ -295,6 +295,7 @@ def test_shares_above_one_are_refused(field: str) -> None:
 
 UNFIT = [
     ({"kind": "gaussian"}, {"dispersion": 0.5}, "objective.dispersion is about a mixture's components"),
+    ({"kind": "gaussian"}, {"decorrelation": 1}, "objective.decorrelation is about bits, and a gaussian latent has"),
     ({"kind": "bernoulli"}, {"component_information": 1}, "objective.component_information is about a mixture's"),
     ({"kind": "bernoulli"}, {"rate": {"kind": "importance_weighted"}}, "those of a bernoulli latent do not"),
     ({"kind": "bernoulli", "estimator": {"kind": "score_function"}}, {}, "set pretrain.samples to 2 or more"),

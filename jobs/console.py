@@ -1,22 +1,26 @@
 """What a person sees: progress on standard error, and results, alone, on standard output."""
 
+import logging
 import os
+import signal
 import sys
+import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from jobs.events import Events, LogLines
+from jobs.pace import Pace
 from vae_core.errors import LatentbitsError
 
+LOG = "LATENTBITS_LOG"
+"""Environment variable: `json` makes every line of progress and logs a JSON object."""
+STOPPED = "stopped; the same command again goes on where this one was"
 PLAIN_EVERY_S = 10.0
-RECENT_S, SURE_AFTER_S, SURE_AFTER_SHARE = 30.0, 5.0, 0.03
-"""The pace is that of the last so many seconds; nothing is said of the time left before so much is done."""
-WARM_UP_S = 2.0
-"""What is done by then was mostly there from an earlier run, and says nothing of the pace."""
 PLAIN_WIDTH = 160
 """Columns of a result that goes to a file or another program."""
 
@@ -28,20 +32,32 @@ class Stopped(LatentbitsError):
 
 
 @contextmanager
-def working() -> "Iterator[Bar | Lines]":
+def working() -> "Iterator[Bar | Lines | Events]":
     """Progress for the stages that run in the block; what they or their workers print goes to standard error.
 
-    Raises Stopped for Ctrl-C.
+    Where LATENTBITS_LOG is json, progress, logs and a failure are one JSON line each. Raises Stopped for Ctrl-C and
+    for SIGTERM.
     """
-    progress = progress_to(Console(stderr=True))
+    before = _end_on_sigterm()
     try:
         with _stdout_for_results_alone():
-            yield progress
-    except (KeyboardInterrupt, SystemExit):
+            if os.environ.get(LOG) == "json":
+                with _in_json() as events:
+                    yield events
+            else:
+                progress = progress_to(Console(stderr=True))
+                try:
+                    yield progress
+                finally:
+                    progress.close()
+    except (KeyboardInterrupt, SystemExit) as end:
         # Ray Train answers Ctrl-C with sys.exit(0).
-        raise Stopped("stopped; the same command again goes on where this one was") from None
+        if getattr(end, "said", False):
+            raise
+        raise Stopped(STOPPED) from None
     finally:
-        progress.close()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def progress_to(stream: Console) -> "Bar | Lines":
@@ -52,34 +68,6 @@ def progress_to(stream: Console) -> "Bar | Lines":
 def results() -> Console:
     """Standard output, as wide as the terminal, or wide enough for whole names where it is none."""
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-
-
-class Pace:
-    """How long the rest will take, at the pace of the last seconds."""
-
-    def __init__(self, total: int, now: float) -> None:
-        self.total = total
-        self.started = now
-        self.done = 0
-        self.recent: deque[tuple[float, int]] = deque([(now, 0)])
-
-    def advance(self, amount: int, now: float) -> None:
-        """`amount` more is done at the time `now`, in seconds."""
-        if amount == 0:
-            return
-        first = self.done == 0
-        self.done += amount
-        if first or now - self.started < WARM_UP_S:
-            self.recent.clear()
-        self.recent.append((now, self.done))
-        while len(self.recent) > 2 and now - self.recent[1][0] >= RECENT_S:
-            self.recent.popleft()
-
-    def left(self, now: float) -> float | None:
-        """Seconds to the end; None while too little is known."""
-        since, done = self.recent[0]
-        sure = now - since >= SURE_AFTER_S and self.done >= SURE_AFTER_SHARE * self.total
-        return (now - since) / (self.done - done) * (self.total - self.done) if sure and self.done > done else None
 
 
 class Bar:
@@ -105,7 +93,8 @@ class Bar:
         self.task = self.bar.add_task(stage, total=total, note=self.note, left="")
         self.bar.start()
 
-    def advance(self, amount: int, note: str = "") -> None:
+    def advance(self, amount: int, note: str = "", metrics: Mapping[str, float] | None = None) -> None:
+        del metrics
         self.note = note or self.note
         now = time.monotonic()
         self.pace.advance(amount, now)
@@ -144,7 +133,8 @@ class Lines:
         self.pace = Pace(total, self.printed)
         self._print(f"{total:,} {unit}")
 
-    def advance(self, amount: int, note: str = "") -> None:
+    def advance(self, amount: int, note: str = "", metrics: Mapping[str, float] | None = None) -> None:
+        del metrics
         self.note = note or self.note
         now = time.monotonic()
         self.pace.advance(amount, now)
@@ -193,3 +183,41 @@ def _stdout_for_results_alone() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(saved, 1)
         os.close(saved)
+
+
+class Said(SystemExit):
+    """The command ends with this status, and why was said already."""
+
+    said = True
+
+
+@contextmanager
+def _in_json() -> Iterator[Events]:
+    events = Events()
+    handler = LogLines(events)
+    logging.getLogger().addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield events
+    except (KeyboardInterrupt, SystemExit, Stopped):
+        events.stopped(STOPPED)
+        raise Said(Stopped.exit_status) from None
+    except Exception as error:  # whatever ends the run is to be in its log, in one line
+        events.failed(error)
+        raise Said(getattr(error, "exit_status", 1)) from None
+    else:
+        events.close()
+    finally:
+        logging.captureWarnings(False)
+        logging.getLogger().removeHandler(handler)
+
+
+def _end_on_sigterm() -> Any:
+    """End as by Ctrl-C when told to; returns what was done before, None where that is not ours to change."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    return signal.signal(signal.SIGTERM, end)

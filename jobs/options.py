@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from jobs.console import Bar, Lines
     from pipelines.artifact import Artifact
+    from pipelines.progress import Progress
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write the artifact to.")]
 EncoderFolder = Annotated[
@@ -23,8 +23,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an artifac
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
 
 
-def working() -> "AbstractContextManager[Bar | Lines]":
-    """Progress on stderr while the block runs, as a bar or as lines."""
+def working() -> "AbstractContextManager[Progress]":
+    """Progress on stderr while the block runs, as a bar, as lines, or as JSON."""
     from jobs.console import working
 
     return working()

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -222,8 +222,8 @@ class TrialProgress:
         self.worked = True
         self.progress.start(f"{self.number}/{self.trials} {stage}", total, unit)
 
-    def advance(self, amount: int, note: str = "") -> None:
-        self.progress.advance(amount, f"{note}  {self._left()}".rstrip() if note else "")
+    def advance(self, amount: int, note: str = "", metrics: Mapping[str, float] | None = None) -> None:
+        self.progress.advance(amount, f"{note}  {self._left()}".rstrip() if note else "", metrics)
 
     def finish(self) -> None:
         self.progress.finish()

@@ -1,5 +1,6 @@
-"""How a stage tells whoever watches how far it is; the console's bars live with the command line."""
+"""How a stage tells whoever watches how far it is; the console's bars and the lines of a log live with the commands."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 
@@ -9,8 +10,8 @@ class Progress(Protocol):
     def start(self, stage: str, total: int, unit: str) -> None:
         """A stage begins that has `total` units (documents, steps, bytes) to do."""
 
-    def advance(self, amount: int, note: str = "") -> None:
-        """`amount` more units are done; `note` is what to show beside the bar now."""
+    def advance(self, amount: int, note: str = "", metrics: Mapping[str, float] | None = None) -> None:
+        """`amount` more units are done; `note` is what to show beside the bar now, `metrics` the same for programs."""
 
     def finish(self) -> None:
         """The stage is done."""
@@ -22,8 +23,8 @@ class Silent:
     def start(self, stage: str, total: int, unit: str) -> None:
         del stage, total, unit
 
-    def advance(self, amount: int, note: str = "") -> None:
-        del amount, note
+    def advance(self, amount: int, note: str = "", metrics: Mapping[str, float] | None = None) -> None:
+        del amount, note, metrics
 
     def finish(self) -> None:
         pass

@@ -6,7 +6,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from jobs.console import PLAIN_WIDTH, Bar, Lines, Pace, results
+from jobs.console import PLAIN_WIDTH, Bar, Lines, results
+from jobs.pace import Pace
 
 
 def test_the_time_left_leaves_out_how_long_the_first_step_took_to_come() -> None:

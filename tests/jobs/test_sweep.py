@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -342,8 +342,8 @@ class Heard:
         del total, unit
         self.words.append(stage)
 
-    def advance(self, amount: int, note: str = "") -> None:
-        del amount
+    def advance(self, amount: int, note: str = "", metrics: Mapping[str, float] | None = None) -> None:
+        del amount, metrics
         self.words.append(note)
 
     def finish(self) -> None:

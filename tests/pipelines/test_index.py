@@ -40,7 +40,7 @@ def test_documents_keep_every_shown_column_and_the_model_fingerprint(tmp_path: P
     made = index(tmp_path / "codes", tmp_path / "index", IndexConfig())
     (file,) = made.files("documents.arrow")
     table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-    assert table.schema.names == ["id", "labels", "text", "component", "metadata"]
+    assert table.schema.names == ["id", "text", "component", "metadata"]
     assert table.schema.metadata[b"model"] == b"cafe"
     assert made.manifest.inputs[0].fingerprint == Artifact.open(tmp_path / "codes").fingerprint
 

@@ -134,7 +134,7 @@ def test_hits_carry_the_document(tmp_path: Path) -> None:
 
 def test_a_query_of_another_width_is_refused_with_both_widths(tmp_path: Path) -> None:
     opened = build(tmp_path, np.zeros((3, 4), np.uint8))
-    with pytest.raises(ValueError, match="index holds 32-bit codes, query has 16"):
+    with pytest.raises(Misuse, match="index holds 32-bit codes, query has 16"):
         opened.search(np.zeros((1, 16), np.float32), 1)
     with pytest.raises(ValueError, match=r"must be \(queries, bits\), got shape \(32,\)"):
         opened.search(np.zeros(32, np.float32), 1)

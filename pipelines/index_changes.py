@@ -1,0 +1,344 @@
+"""Changes to an index: add, upsert, delete and compact. Each writes new files first, then publishes one version.
+
+Readers see the version before or the one after, whole; so does whoever comes after a kill.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.artifact import MANIFEST, Artifact, replacing, require_disk, write_text
+from pipelines.code_files import BATCH_ROWS, CodeFiles
+from pipelines.index_versions import SegmentRecord, Version, kept, newest, publish, version_path, writing
+from pipelines.progress import Progress, Silent
+from pipelines.search import Index
+from pipelines.segment import Segment, nothing
+from pipelines.segment_files import (
+    SEGMENT_FILES,
+    Block,
+    block_of,
+    blocks_of,
+    part_of,
+    shown_schema,
+    write_rows,
+    write_segment,
+)
+from vae_core.errors import Misuse, Stale
+
+IDS_SHOWN = 3
+OWN_CODES = "codes.parquet"
+"""In a segment, the codes of documents that were added from no codes artifact: what its FAISS file can be made from."""
+
+
+def add(index: Path, codes: Path | pa.Table, *, upsert: bool = False, progress: Progress = Silent()) -> int:
+    """Add the documents of a codes artifact, or of a table in the codes schema; returns the new version's number.
+
+    With `upsert`, documents whose ids are in the index already take their place. Raises Misuse where ids are there,
+    or twice in `codes`, or the codes have another width, and Stale where another model made them.
+    """
+    with writing(index) as artifact:
+        opened = Index(artifact)
+        version = newest(artifact)
+        made = _table_segment if isinstance(codes, pa.Table) else _artifact_segment
+        record = made(artifact, opened, codes, version.number + 1, progress)
+        segment = Segment(artifact.path / record.name)
+        replaced = _known_rows(opened, segment)
+        if len(replaced) and not upsert:
+            shutil.rmtree(segment.folder)
+            raise Misuse(_already_there(opened, replaced))
+        changed = _without(artifact.path, version, opened, replaced)
+        return _published(artifact, version, "upsert" if upsert else "add", (*changed, record), record.rows)
+
+
+def delete(index: Path, ids: Sequence[str]) -> int:
+    """Delete documents by id; returns the new version's number. Raises Misuse where an id is not there."""
+    with writing(index) as artifact:
+        opened = Index(artifact)
+        version = newest(artifact)
+        sought = pa.array(list(dict.fromkeys(ids)), pa.string())
+        places, rows = opened.rows_of(sought)
+        if len(missing := np.setdiff1d(np.arange(len(sought)), places)):
+            some = ", ".join(repr(sought[int(place)].as_py()) for place in missing[:IDS_SHOWN])
+            raise Misuse(f"{index} has no document {some}{_more(len(missing))}; nothing was deleted")
+        if not len(rows):
+            raise Misuse("no id to delete was given")
+        changed = _without(artifact.path, version, opened, rows)
+        return _published(artifact, version, "delete", changed, len(rows))
+
+
+def compact(index: Path, *, segment_documents: int = 5_000_000, progress: Progress = Silent()) -> int:
+    """Write the documents that are not deleted to new segments and remove what no kept version needs.
+
+    The version before stays readable, for those that are in the middle of opening it. Returns the new version's number.
+    """
+    with writing(index) as artifact:
+        version = newest(artifact)
+        if _is_compact(version, segment_documents):
+            _remove_unneeded(artifact, kept(artifact)[-1:])
+            return version.number
+        opened = Index(artifact)
+        require_disk(artifact.path, sum(part.bytes for segment in version.segments for part in segment.files()))
+        progress.start("compact", len(opened), "documents")
+        records = _compacted(artifact, opened, version, segment_documents, progress)
+        progress.finish()
+        number = _published(artifact, version, "compact", tuple(records), 0)
+        _remove_unneeded(artifact, kept(artifact)[-2:])
+        return number
+
+
+def _published(
+    artifact: Artifact, before: Version, change: str, segments: tuple[SegmentRecord, ...], changed: int
+) -> int:
+    version = Version(number=before.number + 1, change=change, segments=segments, changed=changed)
+    publish(artifact.path, version)
+    return version.number
+
+
+def _artifact_segment(artifact: Artifact, opened: Index, codes: Path, number: int, progress: Progress) -> SegmentRecord:
+    source = Artifact.open(codes, "codes")
+    files = CodeFiles.open(source)
+    _require_fit(opened, source.path, 8 * files.code_bytes, files.model, files.schema)
+    require_disk(artifact.path, 4 * sum(part.bytes for part in source.manifest.parts))
+    schema = shown_schema(files)
+    progress.start("add", files.documents, "documents")
+    blocks = _watched(blocks_of(files, 0, files.documents, schema), progress)
+    record = _write(artifact, number, blocks, schema, files.code_bytes)
+    progress.finish()
+    return record.model_copy(update={"sources": (source.as_input("codes"),)})
+
+
+def _table_segment(
+    artifact: Artifact, opened: Index, codes: pa.Table, number: int, progress: Progress
+) -> SegmentRecord:
+    del progress
+    facts = codes.schema.metadata or {}
+    if "code" not in codes.schema.names or not pa.types.is_fixed_size_binary(codes.schema.field("code").type):
+        raise Misuse(f"the table has no column 'code' of fixed-size binary; its columns: {codes.schema.names}")
+    width = codes.schema.field("code").type.byte_width
+    model = facts.get(b"model", opened.model_fingerprint.encode()).decode()
+    _require_fit(opened, "the table", 8 * width, model, codes.schema)
+    names = [name for name in opened.segments[0].schema.names if name in codes.schema.names]
+    extra = [name for name in ("labels", "text", "metadata") if name in codes.schema.names and name not in names]
+    schema = pa.schema([codes.schema.field(name) for name in [*names, *extra]], opened.segments[0].schema.metadata)
+    blocks = (block_of(batch, schema) for batch in codes.combine_chunks().to_batches(BATCH_ROWS))
+    record = _write(artifact, number, blocks, schema, width)
+    return _with_own_codes(artifact, record, codes.select(["id", "code"]))
+
+
+def _write(
+    artifact: Artifact, number: int, blocks: Iterable[Block], schema: pa.Schema, code_bytes: int, piece: int = 0
+) -> SegmentRecord:
+    name = f"segments/v{number:08d}-{piece:05d}"
+    shutil.rmtree(artifact.path / name, ignore_errors=True)  # left by a kill
+    write_segment(artifact.path / name, blocks, schema, code_bytes)
+    segment = Segment(artifact.path / name)
+    _require_unique(segment)
+    return SegmentRecord(
+        name=name,
+        rows=len(segment),
+        parts=tuple(part_of(artifact.path, f"{name}/{file}", len(segment)) for file in SEGMENT_FILES),
+    )
+
+
+def _with_own_codes(artifact: Artifact, record: SegmentRecord, codes: pa.Table) -> SegmentRecord:
+    """The record of a segment whose folder keeps the codes of some of its documents, for want of an artifact."""
+    name = f"{record.name}/{OWN_CODES}"
+    with replacing(artifact.path / name) as temporary:
+        pq.write_table(codes, temporary, compression="zstd")
+    return record.model_copy(update={"parts": (*record.parts, part_of(artifact.path, name, len(codes)))})
+
+
+def _require_fit(opened: Index, name: Path | str, bits: int, model: str, schema: pa.Schema) -> None:
+    if bits != opened.bits:
+        raise Misuse(
+            f"{name} holds codes of {bits} bits and the index {opened.bits}; encode with the index's own model"
+        )
+    if model != opened.model_fingerprint:
+        raise Stale(
+            f"{name} holds codes of the model {model} and the index those of {opened.model_fingerprint}; encode with "
+            f"the index's own model, or build an index of its own"
+        )
+    for segment in opened.segments:
+        shared = [column for column in schema.names if column in segment.schema.names]
+        for column in shared:
+            _require_same_kind(name, schema.field(column), segment.schema.field(column))
+
+
+def _require_same_kind(name: Path | str, ours: pa.Field, theirs: pa.Field) -> None:
+    try:
+        pa.unify_schemas([pa.schema([theirs]), pa.schema([ours])], promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        raise Misuse(
+            f"{ours.name} is {ours.type} in {name} and {theirs.type} in the index; encode it with the same fields"
+        ) from None
+
+
+def _require_unique(segment: Segment) -> None:
+    """Raise Misuse where an id is twice in a segment: of the two nobody could say which is meant."""
+    hashed, rows = segment.lookup.digests, segment.lookup.rows
+    same = np.flatnonzero(hashed[1:] == hashed[:-1])
+    if not len(same):
+        return
+    ids = segment.table(rows[np.union1d(same, same + 1)].astype(np.int64), ["id"])["id"].to_pylist()
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
+        shutil.rmtree(segment.folder)
+        raise Misuse(f"the id {twice!r} is there twice; an index has one document of each id")
+
+
+def _known_rows(opened: Index, segment: Segment) -> np.ndarray:
+    """Rows of the index whose ids are in the new segment too."""
+    rows = [np.empty(0, np.int64)]
+    for start in range(0, len(segment), 1 << 20):
+        some = np.arange(start, min(start + (1 << 20), len(segment)))
+        rows.append(opened.rows_of(segment.table(some, ["id"])["id"].combine_chunks())[1])
+    return np.concatenate(rows)
+
+
+def _already_there(opened: Index, rows: np.ndarray) -> str:
+    some = ", ".join(repr(id) for id in opened.ids(np.sort(rows)[:IDS_SHOWN]))
+    return f"the index has the document {some}{_more(len(rows))} already; --upsert replaces what is there"
+
+
+def _more(count: int) -> str:
+    return f" and {count - IDS_SHOWN:,} more" if count > IDS_SHOWN else ""
+
+
+def _without(root: Path, version: Version, opened: Index, rows: np.ndarray) -> tuple[SegmentRecord, ...]:
+    """The segments of a version, with these rows deleted too."""
+    records = []
+    for record, view, start in zip(version.segments, opened._opened.views, opened.starts, strict=False):
+        here = rows[(rows >= start) & (rows < start + record.rows)] - start
+        records.append(
+            _with_deleted(root, record, np.union1d(view.deleted, here), version.number + 1) if len(here) else record
+        )
+    return tuple(records)
+
+
+def _with_deleted(root: Path, record: SegmentRecord, rows: np.ndarray, number: int) -> SegmentRecord:
+    name = f"{record.name}/deleted-{number:08d}.npy"
+    with replacing(root / name) as temporary:
+        write_rows(temporary, rows)
+    return record.model_copy(update={"deleted": part_of(root, name, len(rows))})
+
+
+def _is_compact(version: Version, segment_documents: int) -> bool:
+    fewest = max(1, -(-version.documents // segment_documents))
+    return len(version.segments) == fewest and all(segment.deleted is None for segment in version.segments)
+
+
+def _compacted(
+    artifact: Artifact, opened: Index, version: Version, size: int, progress: Progress
+) -> Iterator[SegmentRecord]:
+    schema = pa.unify_schemas([segment.schema for segment in opened.segments], promote_options="permissive")
+    sources = tuple(dict.fromkeys(source for record in version.segments for source in record.sources))
+    own = _own_codes(artifact.path, version)
+    pieces = range(0, max(len(opened), 1), size)
+    blocks = _Cut(_live_blocks(opened, schema))
+    for piece in range(len(pieces)):
+        record = _write(
+            artifact, version.number + 1, _watched(blocks.take(size), progress), schema, opened.bits // 8, piece
+        )
+        record = record.model_copy(update={"sources": sources})
+        yield (
+            record
+            if own is None
+            else _with_own_codes(artifact, record, _those_in(own, Segment(artifact.path / record.name)))
+        )
+
+
+def _live_blocks(opened: Index, schema: pa.Schema) -> Iterator[Block]:
+    for view in opened._opened.views:
+        live, unknown = np.ones(len(view.segment), bool), np.zeros(len(view.segment), bool)
+        live[view.deleted] = False
+        unknown[view.segment.uninformative] = True
+        for start, batch in zip(view.segment.ends, view.segment.batches, strict=False):
+            kept_n = live[start : start + len(batch)]
+            codes = view.segment.codes[start : start + len(batch)][kept_n]
+            documents = _fitted(batch.filter(pa.array(kept_n)), schema)
+            yield Block(documents, codes, unknown[start : start + len(batch)][kept_n])
+
+
+def _fitted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch with the columns of `schema`: what it lacks is null."""
+    names = batch.schema.names
+    columns = [batch.column(name) if name in names else nothing(name, len(batch)) for name in schema.names]
+    fields = zip(columns, schema.names, strict=True)
+    found = pa.schema([pa.field(name, column.type) for column, name in fields])
+    whole = pa.Table.from_arrays(columns, schema=found)
+    fitted = pa.concat_tables([whole, schema.empty_table()], promote_options="permissive").cast(schema)
+    return fitted.combine_chunks().to_batches()[0] if len(batch) else _no_rows(schema)
+
+
+def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+class _Cut:
+    """Blocks, cut where a segment is full."""
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self.blocks = blocks
+        self.rest: Block | None = None
+
+    def take(self, documents: int) -> Iterator[Block]:
+        while documents and (block := self.rest or next(self.blocks, None)) is not None:
+            some = min(documents, len(block.codes))
+            self.rest = None if some == len(block.codes) else _sliced(block, some, len(block.codes))
+            documents -= some
+            yield _sliced(block, 0, some)
+
+
+def _sliced(block: Block, start: int, stop: int) -> Block:
+    return Block(block.documents.slice(start, stop - start), block.codes[start:stop], block.uninformative[start:stop])
+
+
+def _own_codes(root: Path, version: Version) -> pa.Table | None:
+    names = [part.name for record in version.segments for part in record.parts if part.name.endswith(OWN_CODES)]
+    return pa.concat_tables([pq.read_table(root / name) for name in names]) if names else None
+
+
+def _those_in(own: pa.Table, segment: Segment) -> pa.Table:
+    ids = own["id"].combine_chunks()
+    from pipelines.id_lookup import digests
+
+    places, rows = segment.lookup.find(ids, digests(ids))
+    same = np.array(
+        [
+            own["code"][int(place)].as_py() == segment.codes[row].tobytes()
+            for place, row in zip(places, rows, strict=True)
+        ],
+        bool,
+    )
+    return own.take(pa.array(places[same]))
+
+
+def _watched(blocks: Iterable[Block], progress: Progress) -> Iterator[Block]:
+    for block in blocks:
+        yield block
+        progress.advance(len(block.codes))
+
+
+def _remove_unneeded(artifact: Artifact, versions: list[Version]) -> None:
+    """Remove what no version in `versions` names, after the manifest names the segments of the newest."""
+    newest_one = versions[-1]
+    if newest_one.number == 0:
+        return
+    parts = tuple(part for record in newest_one.segments for part in record.parts if record.deleted is None)
+    counted = {"documents": newest_one.documents, "segments": len(newest_one.segments)}
+    statistics = artifact.manifest.statistics | counted | {"bytes": sum(part.bytes for part in parts)}
+    manifest = artifact.manifest.model_copy(update={"parts": parts, "statistics": statistics})
+    write_text(artifact.path / MANIFEST, manifest.model_dump_json(indent=1))
+    needed = {record.name for version in versions for record in version.segments}
+    numbers = {version.number for version in versions}
+    for version in kept(artifact):
+        if version.number not in numbers:
+            version_path(artifact.path, version.number).unlink(missing_ok=True)
+    for folder in sorted((artifact.path / "segments").iterdir()):
+        if f"segments/{folder.name}" not in needed:
+            shutil.rmtree(folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from jobs.dedup import dedup
 from jobs.model_commands import diagnose, generate
 from jobs.options import EncoderFolder, Json, Out, Overwrite, Set, print_json, report, working
 from jobs.stage_commands import embed, encode, graph, pretrain, tokenize
@@ -213,6 +214,7 @@ def evaluate(
         typer.echo(f"{folder / 'report.html'}\n{folder / 'report.json'}")
 
 
+app.command()(dedup)
 app.command()(diagnose)
 app.command()(generate)
 app.command()(sweep)

@@ -5,8 +5,6 @@ While a stage works, the folder holds `.unfinished/plan.json` (what is being mad
 for each part that is done, so that a part whose checksum holds is never made twice.
 """
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -16,91 +14,63 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from pydantic import ValidationError, computed_field, model_validator
+from pipelines import durable
+from pipelines.durable import checksum
+from pipelines.plan import (
+    FORMAT_VERSION,
+    MANIFEST,
+    PLAN,
+    UNFINISHED,
+    Input,
+    Manifest,
+    Model,
+    Part,
+    Plan,
+    flat,
+    read_model,
+    receipt_name,
+    stale,
+)
+from pipelines.published import fetch_part, fetch_parts, publish, publish_part
+from pipelines.storage import is_folder, local_path, shown, uri_of
+from pipelines.stored_artifact import (
+    begin_in,
+    begin_stored,
+    complete,
+    find_stored_part,
+    open_stored,
+    verify_stored,
+)
+from pipelines.working_folder import root, working_folder_of
+from pipelines.writer_lock import LOCK, Lease, WriterLock
+from vae_core.errors import Damaged, Misuse, Unfinished
 
-from vae_core.config import Config
-from vae_core.errors import Damaged, Misuse, Stale, Unfinished
-
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-UNFINISHED = ".unfinished"
-Model = TypeVar("Model", bound=Config)
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "UNFINISHED",
+    "Artifact",
+    "Draft",
+    "Input",
+    "Manifest",
+    "Part",
+    "Plan",
+    "begin",
+    "checksum",
+    "find_part",
+    "flat",
+    "record_part",
+    "replacing",
+    "require_disk",
+    "write_text",
+]
 VERSIONED = ("latentbits", "torch", "ray", "deepspeed", "pyarrow", "faiss-cpu", "tokenizers")
 
 
-class Part(Config):
-    """One file of an artifact, as it was when it was written; `statistics` are the stage's own sums over it."""
-
-    name: str
-    rows: int
-    bytes: int
-    checksum: str
-    statistics: Mapping[str, Any] = MappingProxyType({})
-
-
-class Input(Config):
-    """Something an artifact was made from: another artifact (its fingerprint) or a file (its checksum)."""
-
-    name: str
-    uri: str
-    fingerprint: str
-
-
-class Plan(Config):
-    """What an artifact is to be: the things its fingerprint is the hash of."""
-
-    kind: str
-    format_version: int = FORMAT_VERSION
-    config: dict[str, Any]
-    inputs: tuple[Input, ...]
-
-    @computed_field  # type: ignore[prop-decorator]  # pydantic computes it from a property by design
-    @property
-    def fingerprint(self) -> str:
-        """Hash of kind, format version, config and the inputs' fingerprints (not of where the inputs lie)."""
-        inputs = [(item.name, item.fingerprint) for item in self.inputs]
-        facts = json.dumps([self.kind, self.format_version, self.config, inputs], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _derived(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in fields.items() if name != "fingerprint"}
-
-    def differences(self, other: "Plan") -> list[str]:
-        """What a reader needs to hear when two plans differ, one line a difference."""
-        ours, theirs = (flat(json.loads(json.dumps(plan.config))) for plan in (self, other))
-        lines = [
-            f"{key} was {ours.get(key)!r} and is now {theirs.get(key)!r}"
-            for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key)
-        ]
-        old = {item.name: item.fingerprint for item in self.inputs}
-        new = {item.name: item.fingerprint for item in other.inputs}
-        lines += [f"input {name} is new" for name in sorted(new.keys() - old.keys())]
-        lines += [f"input {name} is gone" for name in sorted(old.keys() - new.keys())]
-        lines += [f"input {name} has changed" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
-        if self.format_version != other.format_version:
-            lines.append(f"format version was {self.format_version} and is now {other.format_version}")
-        return lines or ["its inputs had another order"]
-
-
-class Manifest(Plan):
-    """A complete artifact's record of itself."""
-
-    parts: tuple[Part, ...]
-    statistics: dict[str, Any]
-    versions: dict[str, str]
-    git_revision: str | None
-    created: str
-    tracking_run: str | None = None
-
-
 class Artifact:
-    """A complete artifact, open for reading."""
+    """A complete artifact, open for reading. `path` is a folder of this machine, also where it lies in a store."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -108,17 +78,27 @@ class Artifact:
 
     @classmethod
     def open(cls, path: Path, kind: str | None = None) -> Self:
-        """The artifact at `path`. Raises Misuse (missing, of another kind), Unfinished or Damaged."""
-        path = path.absolute()  # workers have other working folders
-        _finish_swap(path)
-        if not path.is_dir():
-            raise Misuse(f"{path} is not a folder; give the folder that a latentbits stage wrote")
-        if not (path / MANIFEST).exists():
-            raise _not_whole(path)
-        artifact = cls(path, _read(path / MANIFEST, Manifest))
+        """The artifact at `path`, a folder or a URI. Raises Misuse (missing, of another kind), Unfinished, Damaged."""
+        if uri := uri_of(path):
+            folder, manifest = open_stored(uri)
+            artifact = cls(folder.path, manifest)
+        else:
+            path = local_path(path).absolute()  # workers have other working folders
+            _finish_swap(path)
+            if not path.is_dir():
+                raise Misuse(f"{path} is not a folder; give the folder that a latentbits stage wrote")
+            if not (path / MANIFEST).exists():
+                raise _not_whole(path)
+            artifact = cls(path, _read(path / MANIFEST, Manifest))
         if kind is not None and artifact.manifest.kind != kind:
-            raise Misuse(f"{path} holds {artifact.manifest.kind}, and {kind} is needed here")
+            raise Misuse(f"{shown(path)} holds {artifact.manifest.kind}, and {kind} is needed here")
         return artifact
+
+    @property
+    def place(self) -> str:
+        """Where it lies for everybody: its URI, or its folder."""
+        found = working_folder_of(self.path)
+        return found[0].uri if found else str(self.path)
 
     @property
     def fingerprint(self) -> str:
@@ -126,11 +106,12 @@ class Artifact:
 
     def as_input(self, name: str) -> Input:
         """This artifact as the input of another one."""
-        return Input(name=name, uri=str(self.path.resolve()), fingerprint=self.fingerprint)
+        uri = self.place if working_folder_of(self.path) else str(self.path.resolve())
+        return Input(name=name, uri=uri, fingerprint=self.fingerprint)
 
     def files(self, suffix: str = "") -> list[Path]:
-        """The parts' paths, in order, of those whose name ends in `suffix`."""
-        return [self.path / part.name for part in self.manifest.parts if part.name.endswith(suffix)]
+        """The parts' paths, in order, of those whose name ends in `suffix`; what lies in a store is brought here."""
+        return fetch_parts(self.path, [part for part in self.manifest.parts if part.name.endswith(suffix)])
 
     def input(self, name: str) -> Input:
         """The input called `name`."""
@@ -140,25 +121,40 @@ class Artifact:
         raise Misuse(f"{self.path} was not made from {name}; its inputs: {[i.name for i in self.manifest.inputs]}")
 
     def input_path(self, name: str) -> Path:
-        """Where the input `name` lies now: where it was, or beside this artifact if the run folder was moved."""
-        recorded = Path(self.input(name).uri)
-        beside = self.path.resolve().parent / recorded.name
-        return beside if not recorded.exists() and beside.exists() else recorded
+        """Where the input `name` lies now: where it was, or beside this artifact if the run folder was moved.
+
+        One in a store is opened, and its folder on this machine given; a place where nothing is, is given as it was.
+        """
+        recorded, place = Path(self.input(name).uri), self.place
+        parent = Path(place).parent if uri_of(place) else self.path.resolve().parent
+        beside = parent / recorded.name
+        found = next((one for one in (recorded, beside) if is_folder(one) or one.exists()), recorded)
+        try:
+            return Artifact.open(found).path if uri_of(found) else found
+        except Misuse:
+            return found
 
     def verify(self) -> None:
         """Compare every byte with its recorded checksum. Raises Damaged, naming the first file that differs."""
-        for part in self.manifest.parts:
+        stored = working_folder_of(self.path)
+        if stored:
+            verify_stored(stored[0], self.manifest.parts)
+        for part in [] if stored else self.manifest.parts:
             if reason := _part_damage(self.path, part):
                 raise Damaged(f"{self.path / part.name} {reason}; run the stage that wrote it with --overwrite")
 
 
 class Draft:
-    """An artifact under construction: parts and receipts, no manifest yet."""
+    """An artifact under construction: parts and receipts, no manifest yet. `path` is a folder of this machine."""
 
-    def __init__(self, path: Path, target: Path, plan: Plan) -> None:
+    def __init__(
+        self, path: Path, target: Path, plan: Plan, lock: WriterLock | None = None, lease: Lease | None = None
+    ) -> None:
         self.path = path
         self.target = target
         self.plan = plan
+        self._lock = lock
+        self._lease = lease
 
     @property
     def scratch(self) -> Path:
@@ -178,21 +174,34 @@ class Draft:
         )
         for left_by_a_kill in self.path.rglob(".*.tmp"):
             left_by_a_kill.unlink(missing_ok=True)
+        if self._lease is not None:
+            self._lease.end()
+        path = self._put_in_place(manifest)
+        if self._lock is not None:
+            self._lock.release()
+        return Artifact(path, manifest)
+
+    def _put_in_place(self, manifest: Manifest) -> Path:
+        if stored := working_folder_of(self.path):
+            return complete(stored[0], shown(self.target), manifest).path
         write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1))
         shutil.rmtree(self.scratch, ignore_errors=True)
         if self.path != self.target:
             _finish_swap(self.target)
-        return Artifact(self.target, manifest)
+        return self.target
 
 
 def begin(path: Path, plan: Plan, *, overwrite: bool = False) -> Artifact | Draft:
     """The artifact that `plan` describes if `path` holds it already, else a draft in which to make it.
 
-    With `overwrite`, an artifact of another plan stays as it is until the new one is complete, and of the artifact
-    of this plan every byte is checked, so that damaged parts are made again.
-    Raises Stale where `path` holds, or began, an artifact of another plan, and Misuse where it holds something else.
+    `path` is a folder or a URI. With `overwrite`, an artifact of another plan stays as it is until the new one is
+    complete, and of the artifact of this plan every byte is checked, so that damaged parts are made again.
+    Raises Stale where `path` holds, or began, an artifact of another plan, and Misuse where it holds something else or
+    another process is writing it.
     """
-    path = path.absolute()
+    if uri := uri_of(path):
+        return _begin_stored(uri, plan, overwrite)
+    path = local_path(path).absolute()
     _finish_swap(path)
     if path.exists() and not path.is_dir():
         raise Misuse(f"{path} is a file; give a folder to write {plan.kind} to")
@@ -203,7 +212,7 @@ def begin(path: Path, plan: Plan, *, overwrite: bool = False) -> Artifact | Draf
         shutil.rmtree(path / UNFINISHED, ignore_errors=True)
         return Artifact(path, found)
     if found is not None and found.fingerprint != plan.fingerprint and not overwrite:
-        raise _stale(path, found, plan)
+        raise stale(path, found, plan)
     if found is None and path.exists() and any(item.name != UNFINISHED for item in path.iterdir()):
         raise Misuse(f"{path} holds files that latentbits did not write; give an empty or a new folder")
     return _draft(path, plan, beside=isinstance(found, Manifest))
@@ -217,20 +226,20 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends without an error.
+
+    What belongs to the unfinished artifact of a store is then there as well.
+    """
+    with durable.replacing(path) as temporary:
         yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    publish(path)
 
 
 def find_part(folder: Path, name: str) -> Part | None:
     """The part `name` if it was written to this unfinished artifact and its checksum still holds."""
-    receipt = folder / UNFINISHED / f"{name.replace('/', '~')}.json"
+    if stored := working_folder_of(folder):
+        return find_stored_part(stored[0], name)
+    receipt = folder / receipt_name(name)
     if not receipt.exists():
         return None
     part = _read(receipt, Part)
@@ -241,38 +250,43 @@ def record_part(folder: Path, name: str, rows: int, statistics: Mapping[str, Any
     """Give the file `name`, already in its place, a receipt."""
     path = folder / name
     part = Part(name=name, rows=rows, bytes=path.stat().st_size, checksum=checksum(path), statistics=statistics or {})
-    write_text(folder / UNFINISHED / f"{name.replace('/', '~')}.json", part.model_dump_json())
+    publish_part(folder, part)
+    write_text(folder / receipt_name(name), part.model_dump_json())
     return part
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex, as `sha256sum` prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted keys: {"a": {"b": 1}} becomes {"a.b": 1}."""
-    pairs: dict[str, Any] = {}
-    for key, value in config.items():
-        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return pairs
+def bring_part(folder: Path, part: Part) -> Path:
+    """The file of a part, which another machine may have made, on this one."""
+    return fetch_part(folder, part)
 
 
 def require_disk(path: Path, needed: int) -> None:
-    """Raise Misuse unless the disk that holds `path` has `needed` bytes free."""
+    """Raise Misuse unless the disk that holds `path`, or for a URI the working folders, has `needed` bytes free."""
+    elsewhere = "set LATENTBITS_CACHE to a folder on another disk" if uri_of(path) else "give another --out"
+    path = root() if uri_of(path) else path
     while not path.exists():
         path = path.parent
     free = shutil.disk_usage(path).free
     if free < needed:
         raise Misuse(
             f"{path} has {free / 1e9:.1f} GB free and this stage writes about {needed / 1e9:.1f} GB; "
-            f"free some space or give another --out"
+            f"free some space or {elsewhere}"
         )
 
 
+def _begin_stored(uri: str, plan: Plan, overwrite: bool) -> Artifact | Draft:
+    folder, manifest = begin_stored(uri, plan, overwrite=overwrite)
+    if manifest is not None:
+        return Artifact(folder.path, manifest)
+    (folder.path / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    lock = WriterLock.take(folder.path / UNFINISHED, uri)
+    lease = Lease.take(folder.store)
+    begin_in(folder, plan)
+    return Draft(folder.path, Path(uri), plan, lock, lease)
+
+
 def _found(path: Path) -> Plan | None:
-    for place, model in ((path / MANIFEST, Manifest), (path / UNFINISHED / "plan.json", Plan)):
+    for place, model in ((path / MANIFEST, Manifest), (path / PLAN, Plan)):
         if place.exists():
             return _read(place, model)
     return None
@@ -280,12 +294,13 @@ def _found(path: Path) -> Plan | None:
 
 def _draft(path: Path, plan: Plan, *, beside: bool) -> Draft:
     place = _beside(path, "new") if beside else path
+    (place / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    lock = WriterLock.take(place / UNFINISHED, str(path))
     known = _found(place)
     if known is not None and known.fingerprint != plan.fingerprint:
         _discard(place)
-    (place / UNFINISHED).mkdir(parents=True, exist_ok=True)
-    write_text(place / UNFINISHED / "plan.json", plan.model_dump_json(indent=1))
-    return Draft(place, path, plan)
+    write_text(place / PLAN, plan.model_dump_json(indent=1))
+    return Draft(place, path, plan, lock)
 
 
 def _discard(folder: Path) -> None:
@@ -294,19 +309,20 @@ def _discard(folder: Path) -> None:
     for item in [*folder.iterdir(), *scratch.iterdir()]:
         if item.is_dir() and item != scratch:
             shutil.rmtree(item)
-        elif item not in (scratch, scratch / "plan.json"):
+        elif item not in (scratch, folder / PLAN, scratch / LOCK):
             item.unlink()
-    (scratch / "plan.json").unlink()
+    (folder / PLAN).unlink()
 
 
 def _reopen(path: Path, plan: Plan, manifest: Manifest) -> Draft:
     """Make a complete artifact that lost parts unfinished again, so that only those are made anew."""
     (path / UNFINISHED).mkdir(exist_ok=True)
-    write_text(path / UNFINISHED / "plan.json", plan.model_dump_json(indent=1))
+    lock = WriterLock.take(path / UNFINISHED, str(path))
+    write_text(path / PLAN, plan.model_dump_json(indent=1))
     for part in manifest.parts:
-        write_text(path / UNFINISHED / f"{part.name.replace('/', '~')}.json", part.model_dump_json())
+        write_text(path / receipt_name(part.name), part.model_dump_json())
     (path / MANIFEST).unlink()
-    return Draft(path, path, plan)
+    return Draft(path, path, plan, lock)
 
 
 def _beside(path: Path, state: str) -> Path:
@@ -328,20 +344,12 @@ def _finish_swap(path: Path) -> None:
 
 
 def _not_whole(path: Path) -> Misuse:
-    if (path / UNFINISHED / "plan.json").exists():
-        kind = _read(path / UNFINISHED / "plan.json", Plan).kind
+    if (path / PLAN).exists():
+        kind = _read(path / PLAN, Plan).kind
         return Unfinished(f"{path} holds unfinished {kind}; run the same command again to finish it")
     if (path / UNFINISHED).is_dir():
         return Unfinished(f"{path} was begun, and nothing is in it yet; run the same command again to finish it")
     return Misuse(f"{path} has no {MANIFEST}: it is not a latentbits artifact")
-
-
-def _stale(path: Path, found: Plan, plan: Plan) -> Stale:
-    state = "was made" if isinstance(found, Manifest) else "was begun, not finished,"
-    if found.kind != plan.kind:
-        return Stale(f"{path} holds {found.kind}, not {plan.kind}; give another folder, or --overwrite")
-    reasons = "\n  ".join(found.differences(plan))
-    return Stale(f"{path} {state} from something else:\n  {reasons}\ngive another --out, or --overwrite to replace it")
 
 
 def _part_damage(folder: Path, part: Part, *, thorough: bool = True) -> str | None:
@@ -359,18 +367,7 @@ def _part_damage(folder: Path, part: Part, *, thorough: bool = True) -> str | No
 
 
 def _read(path: Path, model: type[Model]) -> Model:
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise Damaged(f"{path} cannot be read as a {model.__name__.lower()}: {error.errors()[0]['msg']}") from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return read_model(path.read_bytes(), path, model)
 
 
 @cache

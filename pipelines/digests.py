@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.artifact import checksum, write_text
+from pipelines.durable import checksum, write_text
 from pipelines.readers import refused_if_unreadable
 
 REMEMBERED_FROM = 1 << 20

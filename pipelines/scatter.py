@@ -1,28 +1,33 @@
-"""The door to Ray: run one worker over many items on every core of the cluster, with retries."""
+"""The door to Ray: run one worker over many items on every core of the cluster, with retries.
+
+A path in the working folder of a stored artifact arrives in a worker as the path of the same thing on its machine.
+"""
 
 import errno
+import io
 import logging
-import os
+import pickle
+import socket
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
+from pipelines.connection import SHARE, Waiting, cluster, cores, shared_cluster
+from pipelines.published import Published, arrive, fetch_published, put_up
+from pipelines.working_folder import working_folder_of
 from vae_core.errors import LatentbitsError, Misuse
 
+__all__ = ["cluster", "cores", "packed", "scatter", "shared_cluster", "unpacked"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 RETRIES = 3
 """How often an item is tried again after the process or the node that held it died."""
 LONGEST_NAME = 200
-MEMORY_BYTES = 1_500_000_000
-"""Free memory below which a local Ray is not started: its daemons and two workers with torch take about as much."""
+LOOKED_EVERY_S = 1.0
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_SHARED: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
-_SHARE: ContextVar[int | None] = ContextVar("share", default=None)
+logger = logging.getLogger("latentbits.cluster")
 
 
 def scatter(
@@ -35,7 +40,8 @@ def scatter(
     """Results of a pool of one-core workers over `items`, as they come.
 
     `make_worker` runs once in each process and returns the function that is called with each item: load a model
-    there, not for each item. An item whose process was killed is tried again in a new one, RETRIES times.
+    there, not for each item. An item whose process or node was lost is tried again in another, RETRIES times. Where
+    cores are held by others, those that are free work, and what is waited for is told.
     Workers `running_stages` hold no core themselves: each has an equal share of the cluster's for its stages.
     Raises what the worker raised where that is a LatentbitsError, and otherwise one that names the item; Misuse where
     workers that run stages are more than the cores.
@@ -43,90 +49,56 @@ def scatter(
     items = list(items)
     if not items:
         return
-    import ray
-    from ray.util import ActorPool
-
     with cluster():
-        count = min(len(items), workers or cores(), _SHARE.get() or len(items))
+        count = min(len(items), _asked(workers, running_stages), SHARE.get() or len(items))
         share = _share_of(count) if running_stages else None
-        options = {"num_cpus": 0 if running_stages else 1, "max_restarts": -1, "max_task_retries": RETRIES}
-        remote = ray.remote(**options)(_Worker)
-        actors = [remote.remote(make_worker, share) for _ in range(count)]
+        pool = _Pool(packed(make_worker), share, count)
         try:
-            pool = ActorPool(actors)
-            for item in items:
-                pool.submit(lambda actor, value: actor.run.remote(value), item)
-            while pool.has_next():
-                yield _reported(pool)
+            yield from pool.results(items)
         finally:  # an error's traceback would keep them, and with them the cores that the next call waits for
-            for actor in actors:
-                ray.kill(actor)
+            pool.end()
 
 
-def cores() -> int:
-    """Cores that stages of this process may hold: all of the open cluster, or its share in a worker that runs stages.
+def packed(value: Any) -> bytes:
+    """`value` as bytes for a process on any machine of the cluster."""
+    from ray import cloudpickle
 
-    Two stages at once that each waited for more would wait for each other.
-    """
-    import ray
+    class Packer(cloudpickle.CloudPickler):  # type: ignore[misc]
+        def reducer_override(self, part: Any) -> Any:
+            return _travelling(part) if isinstance(part, Path) else super().reducer_override(part)
 
-    return _SHARE.get() or max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-@contextmanager
-def cluster() -> Iterator[None]:
-    """A connection to Ray: the one that is open, the cluster at RAY_ADDRESS, or one started here and ended after.
-
-    Raises Misuse where this machine has too little free memory to start one.
-    """
-    import ray
-
-    shared = _SHARED.get()
-    if ray.is_initialized():
-        yield
-    elif shared is not None:
-        shared.enter_context(_started())
-        yield
-    else:
-        with _started():
-            yield
+    file = io.BytesIO()
+    Packer(file).dump(value)
+    return file.getvalue()
 
 
-@contextmanager
-def shared_cluster() -> Iterator[None]:
-    """What `cluster` opens first in this block stays open to its end; where nothing needs Ray, none is started."""
-    if _SHARED.get() is not None:
-        yield
-        return
-    with ExitStack() as stack:
-        token = _SHARED.set(stack)
-        try:
-            yield
-        finally:
-            _SHARED.reset(token)
+def unpacked(content: bytes) -> Any:
+    """What was packed. Raises Misuse for a path that is not on this machine, and what fetching raises."""
+    return pickle.loads(content)
 
 
-@contextmanager
-def _started() -> Iterator[None]:
-    import ray
+def _travelling(path: Path) -> tuple[Callable[..., Path], tuple[Any, ...]]:
+    found = working_folder_of(path)
+    if found is not None:
+        return arrive, (found[0].uri, found[0].fingerprint, found[1])
+    return _shared, (str(path), path.is_absolute() and path.exists())
 
-    if not os.environ.get("RAY_ADDRESS"):
-        _require_memory()
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    # At its usual 15 a worker gets a thirtieth of a core that any other program wants.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except ConnectionError as error:
-        address = os.environ.get("RAY_ADDRESS", "this machine")
+
+def _shared(path: str, was_there: bool) -> Path:
+    """A path that all machines are to see. Raises Misuse where this one does not."""
+    if was_there and not Path(path).exists():
         raise Misuse(
-            f"no Ray cluster answers at {address}; start it, or unset RAY_ADDRESS to use this machine"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+            f"{path} is not on the machine {socket.gethostname()}, which works on it too; give a folder that all "
+            f"machines of the cluster share, or an address such as s3://bucket/run"
+        )
+    return Path(path)
+
+
+def _asked(workers: int | None, running_stages: bool) -> int:
+    have = cores()
+    if workers is not None and workers > have and not running_stages:
+        logger.warning("%d workers are asked for, and the cluster has %d cores: so many work at a time", workers, have)
+    return workers or have
 
 
 def _share_of(count: int) -> int:
@@ -136,48 +108,115 @@ def _share_of(count: int) -> int:
     return share
 
 
-def _require_memory() -> None:
-    free = psutil.virtual_memory().available
-    if free < MEMORY_BYTES:
-        raise Misuse(
-            f"{free / 1e9:.1f} GB of memory is free, and Ray with its workers needs {MEMORY_BYTES / 1e9:.1f} GB; "
-            f"end other programs, or name a cluster in RAY_ADDRESS"
-        )
+class _Pool:
+    """Actors, of which some work and some are still to be placed; what one of them loses, another does."""
+
+    def __init__(self, make_worker: bytes, share: int | None, count: int) -> None:
+        import ray
+
+        self.actor = ray.remote(num_cpus=0 if share else 1)(_Worker)
+        self.arguments = (make_worker, share)
+        self.starting: dict[Any, Any] = {}
+        self.busy: dict[Any, tuple[Any, int]] = {}
+        self.idle: list[Any] = []
+        self.lost: Counter[int] = Counter()
+        for _ in range(count):
+            self._start()
+
+    def results(self, items: Sequence[Any]) -> Iterator[Any]:
+        """The items' results as they come."""
+        import ray
+
+        waiting, told = deque(range(len(items))), Waiting("a core")
+        while waiting or self.busy:
+            while self.idle and waiting:
+                self._hand(self.idle.pop(), waiting.popleft(), items)
+            done, _ = ray.wait([*self.busy, *self.starting], timeout=LOOKED_EVERY_S)
+            if not done and not self.busy:
+                told.tell()
+            for reference in done:
+                if reference in self.starting:
+                    self._placed(reference)
+                else:
+                    yield from self._ended(reference, items, waiting)
+
+    def end(self) -> None:
+        """End all of them."""
+        import ray
+
+        for actor in [*self.idle, *self.starting.values(), *(actor for actor, _ in self.busy.values())]:
+            ray.kill(actor)
+
+    def _start(self) -> None:
+        actor = self.actor.remote(*self.arguments)
+        self.starting[actor.ready.remote()] = actor
+
+    def _hand(self, actor: Any, number: int, items: Sequence[Any]) -> None:
+        self.busy[actor.run.remote(packed(items[number]))] = (actor, number)
+
+    def _placed(self, reference: Any) -> None:
+        import ray
+
+        actor = self.starting.pop(reference)
+        try:
+            ray.get(reference)
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as death:
+            self.lost[-1] += 1
+            if self.lost[-1] > RETRIES:
+                raise LatentbitsError(f"workers cannot start on the cluster: {_last_line(death)}") from death
+            self._start()
+        else:
+            self.idle.append(actor)
+
+    def _ended(self, reference: Any, items: Sequence[Any], waiting: deque[int]) -> Iterator[Any]:
+        import ray
+
+        actor, number = self.busy.pop(reference)
+        try:
+            result, error, published = ray.get(reference)
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError) as death:
+            self.lost[number] += 1
+            if self.lost[number] > RETRIES:
+                raise LatentbitsError(
+                    f"a worker process died {RETRIES + 1} times on the same item, most often for lack of memory: "
+                    f"{_shortened(items[number])}: {_last_line(death)}"
+                ) from death
+            logger.warning("a worker was lost on %s, which is done again", _shortened(items[number]))
+            waiting.appendleft(number)
+            ray.kill(actor)
+            self._start()
+            return
+        self.idle.append(actor)
+        if error is not None:
+            raise error
+        fetch_published(published)
+        yield result
 
 
 class _Worker:
     """Runs in its own process. What the work raises is returned, since Ray would raise something else in its place."""
 
-    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]], share: int | None) -> None:
+    def __init__(self, make_worker: bytes, share: int | None) -> None:
         self.make_worker = make_worker
         self.share = share
         self.work: Callable[[Any], Any] | None = None
 
-    def run(self, item: Any) -> tuple[Any, LatentbitsError | None]:
-        _SHARE.set(self.share)
+    def ready(self) -> None:
+        """Returns once this process has its place."""
+
+    def run(self, content: bytes) -> tuple[Any, LatentbitsError | None, list[Published]]:
+        SHARE.set(self.share)
+        item = None
         try:
-            self.work = self.work or self.make_worker()
-            return self.work(item), None
+            self.work = self.work or unpacked(self.make_worker)()
+            item = unpacked(content)
+            return self.work(item), None, put_up()
         except LatentbitsError as error:
-            return None, error
+            return None, error, []
         except Exception as error:  # whatever a worker raises, the caller is to hear of it in a form that pickles
             wrapped = LatentbitsError(_failure(item, error))
             wrapped.add_note(traceback.format_exc())
-            return None, wrapped
-
-
-def _reported(pool: Any) -> Any:
-    import ray
-
-    try:
-        result, error = pool.get_next_unordered()
-    except ray.exceptions.RayActorError as death:
-        raise LatentbitsError(
-            f"a worker process died {RETRIES + 1} times on the same item, most often for lack of memory: {death}"
-        ) from death
-    if error is not None:
-        raise error
-    return result
+            return None, wrapped, []
 
 
 def _failure(item: Any, error: Exception) -> str:
@@ -190,3 +229,7 @@ def _failure(item: Any, error: Exception) -> str:
 def _shortened(item: Any) -> str:
     words = repr(item)
     return words if len(words) <= LONGEST_NAME else f"{words[:LONGEST_NAME]}..."
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

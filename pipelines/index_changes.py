@@ -212,7 +212,7 @@ def _more(count: int) -> str:
 def _without(root: Path, version: Version, opened: Index, rows: np.ndarray) -> tuple[SegmentRecord, ...]:
     """The segments of a version, with these rows deleted too."""
     records = []
-    for record, view, start in zip(version.segments, opened._opened.views, opened.starts, strict=False):
+    for record, view, start in zip(version.segments, opened.opened.views, opened.starts, strict=False):
         here = rows[(rows >= start) & (rows < start + record.rows)] - start
         records.append(
             _with_deleted(root, record, np.union1d(view.deleted, here), version.number + 1) if len(here) else record
@@ -253,7 +253,7 @@ def _compacted(
 
 
 def _live_blocks(opened: Index, schema: pa.Schema) -> Iterator[Block]:
-    for view in opened._opened.views:
+    for view in opened.opened.views:
         live, unknown = np.ones(len(view.segment), bool), np.zeros(len(view.segment), bool)
         live[view.deleted] = False
         unknown[view.segment.uninformative] = True

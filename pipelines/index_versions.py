@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.artifact import Artifact, Input, Part, replacing
+from pipelines.artifact import MANIFEST, Artifact, Input, Part, checksum, replacing
 from vae_core.config import Config
 from vae_core.errors import Damaged, LatentbitsError
 
@@ -36,6 +36,11 @@ class SegmentRecord(Config):
     def live(self) -> int:
         """Documents that are not deleted."""
         return self.rows - (self.deleted.rows if self.deleted else 0)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What no other segment has."""
+        return (self.name, *(part.checksum for part in self.parts))
 
     def files(self) -> tuple[Part, ...]:
         """All its files."""
@@ -70,6 +75,12 @@ def newest_number(path: Path) -> int:
     except FileNotFoundError:
         return 0
     return max((int(name[:8]) for name in names if name.endswith(".json") and name[:8].isdigit()), default=0)
+
+
+def stamp(path: Path) -> tuple[int, int, int]:
+    """What differs once the index at `path` was changed or made anew; cheap."""
+    manifest = (path / MANIFEST).stat()
+    return newest_number(path), manifest.st_ino, manifest.st_mtime_ns
 
 
 def version_path(path: Path, number: int) -> Path:
@@ -125,15 +136,8 @@ def writing(path: Path) -> Iterator[Artifact]:
         yield Artifact.open(path, "index")
 
 
-def require_index(path: Path) -> None:
-    """Raise Misuse, Unfinished or Damaged unless an index is at `path`."""
-    Artifact.open(path, "index")
-
-
 def verify_version(artifact: Artifact) -> dict[str, Any]:
     """Compare every byte that the newest version names with its checksum. Raises Damaged, naming the first file."""
-    from pipelines.artifact import checksum
-
     version = newest(artifact)
     for segment in version.segments:
         for part in segment.files():

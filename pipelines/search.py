@@ -4,43 +4,33 @@ Ties are broken by row: of two documents with one score the earlier comes first,
 and documents without a word that the model knows are never hits.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.artifact import Artifact
-from pipelines.filters import Filter, parse_filter
+from pipelines.corpus import Document
+from pipelines.hits import Hits as Hits
+from pipelines.hits import hits as hits
 from pipelines.id_lookup import digests
-from pipelines.index_versions import SegmentRecord, Version, newest, newest_number
+from pipelines.index_versions import stamp
+from pipelines.opened import Opened, open_newest
 from pipelines.scan import Candidates, Queries, joined
 from pipelines.scan import nearest_codes as nearest_codes
-from pipelines.segment import Segment, shown
-from pipelines.subset import Subset, subset_of
-from vae_core.errors import Damaged, Misuse, Stale
+from pipelines.segment import Segment
+from pipelines.subset import Subset
+from vae_core.errors import Misuse, Stale
+
+if TYPE_CHECKING:
+    from pipelines.encoder import Encoder
 
 Rank = Literal["log-odds", "hamming"]
 CODE_LOG_ODDS = 2.0
 """Of each bit of a code that is asked for itself: all bits weigh the same, and the ranking is that of Hamming."""
-FILTERS_KEPT = 8
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Hits:
-    """The k best documents of each query, best first; places that no document fills have row -1 and score -inf.
-
-    scores: log q(code | query) in nats for the ranking by log-odds, minus the distance for Hamming.
-    distances: bits in which the document's code differs from the query's own.
-    """
-
-    rows: np.ndarray  # (Q, k) int64
-    scores: np.ndarray  # (Q, k) float32
-    distances: np.ndarray  # (Q, k) int32
-    of: "_Opened | None" = field(default=None, repr=False)
-    """The version that the rows are of."""
 
 
 class Index:
@@ -48,7 +38,8 @@ class Index:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self._opened = _open(artifact, None)
+        self._stamp = stamp(artifact.path)
+        self.opened = open_newest(artifact, None)
 
     @classmethod
     def open(cls, path: Path | str) -> "Index":
@@ -57,57 +48,76 @@ class Index:
 
     def refresh(self) -> bool:
         """Go on to the newest version; whether there was a newer one. Searches that run meanwhile finish in theirs."""
-        if newest_number(self.artifact.path) == self.version:
+        found = stamp(self.artifact.path)
+        if found == self._stamp:
             return False
-        self._opened = _open(self.artifact, self._opened)
-        return True
+        self.artifact = Artifact.open(self.artifact.path, "index")
+        before, self.opened = self.opened, open_newest(self.artifact, self.opened)
+        self._stamp = found
+        return before.version != self.opened.version
 
     @property
     def version(self) -> int:
         """The version that answers; 0 is the index as its stage wrote it."""
-        return self._opened.version.number
+        return self.opened.version.number
 
     def __len__(self) -> int:
         """Documents that are not deleted."""
-        return self._opened.version.documents
+        return self.opened.version.documents
 
     @property
     def rows(self) -> int:
         """Rows of all documents, deleted ones too: one more than the last row of a hit."""
-        return self._opened.starts[-1]
+        return self.opened.starts[-1]
 
     @property
     def uninformative(self) -> int:
         """Documents that are never hits, since the model knew no word of them."""
-        return sum(int(view.uninformative) for view in self._opened.views)
+        return sum(int(view.uninformative) for view in self.opened.views)
 
     @property
     def bits(self) -> int:
-        return self._opened.views[0].segment.bits
+        return self.opened.views[0].segment.bits
 
     @property
     def segments(self) -> list[Segment]:
-        return [view.segment for view in self._opened.views]
+        return [view.segment for view in self.opened.views]
 
     @property
     def starts(self) -> list[int]:
         """The row of each segment's first document, and the end."""
-        return self._opened.starts
+        return self.opened.starts
 
     @property
     def model_fingerprint(self) -> str:
         """Fingerprint of the model that made the codes."""
-        return self._opened.views[0].segment.facts.get(b"model", b"").decode()
+        return self.opened.views[0].segment.facts.get(b"model", b"").decode()
 
-    def search(self, log_odds: np.ndarray, k: int, rank: Rank = "log-odds", where: str | None = None) -> Hits:
-        """The k best documents for each row of `log_odds` (Q, K); a query's code has the bits log-odds > 0.
+    @cached_property
+    def encoder(self) -> "Encoder":
+        """The model that made the codes, loaded once. Raises Misuse where it is gone and Stale where it is another."""
+        from pipelines.encoder import Encoder
 
+        encoder = Encoder.load(self.model_path())
+        require_model(self, encoder.fingerprint)
+        return encoder
+
+    def search(
+        self,
+        query: np.ndarray | str | Sequence[str],
+        k: int = 10,
+        rank: Rank = "log-odds",
+        where: str | None = None,
+    ) -> Hits:
+        """The k best documents for a text, each of several texts, or each row of log-odds (Q, K).
+
+        A query's code has the bits log-odds > 0.
         `where` is a filter such as "lang = 'en' and year >= 2020". A query whose log-odds are all 0 has no known word,
         and no hits. Raises ValueError for another shape, values that are not numbers, or a k below 1, and Misuse for
         another width or a filter that cannot be read.
         """
-        opened = self._opened
-        queries = Queries.of(np.asarray(log_odds), self.bits)
+        opened = self.opened
+        queries = Queries.of(self._log_odds(query), self.bits)
         _require(k, rank)
         chosen = opened.subsets(where)
         found = [Candidates.none(len(queries), k)]
@@ -115,17 +125,33 @@ class Index:
             found.append(subset.nearest(view.segment.scan, queries, k, rank).shifted(start))
         return _hits_of(queries, joined(found).best(k), rank, opened)
 
+    def like(self, id: str, k: int = 10, where: str | None = None) -> Hits:
+        """The k documents nearest to the one with this id, without itself. Raises Misuse where there is none."""
+        row = self.row_of(id)
+        if row is None:
+            raise Misuse(f"{self.artifact.path} has no document {id!r}; give the id of a hit")
+        found = self.search(self.log_odds_of_code(row), k + 1, where=where)
+        others = np.argsort(found.rows[0] == row, kind="stable")[:k]
+        return Hits(found.rows[:, others], found.scores[:, others], found.distances[:, others], found.of)
+
     def within_radius(
-        self, log_odds: np.ndarray, radius: int, k: int, rank: Rank = "log-odds", where: str | None = None
+        self,
+        query: np.ndarray | str | Sequence[str],
+        radius: int,
+        k: int = 10,
+        rank: Rank = "log-odds",
+        where: str | None = None,
     ) -> Hits:
         """As `search`, of the documents at most `radius` bits from the query's code."""
-        opened = self._opened
-        queries = Queries.of(np.asarray(log_odds), self.bits)
+        opened = self.opened
+        queries = Queries.of(self._log_odds(query), self.bits)
         _require(k, rank)
         if radius < 0:
             raise Misuse(f"the radius must be at least 0 bits, got {radius}")
         chosen = opened.subsets(where)
-        best = [self._one_within(queries[place : place + 1], radius, k, rank, chosen) for place in range(len(queries))]
+        best = [
+            _one_within(opened, queries[place : place + 1], radius, k, rank, chosen) for place in range(len(queries))
+        ]
         none = Candidates.none(0, k)
         rows, scores, distances = (
             np.concatenate([getattr(none, name), *(getattr(one, name) for one in best)])
@@ -133,25 +159,24 @@ class Index:
         )
         return _hits_of(queries, Candidates(rows, scores, distances), rank, opened)
 
-    def _one_within(self, query: Queries, radius: int, k: int, rank: Rank, chosen: "list[Subset]") -> Candidates:
-        found = [Candidates.none(1, k)]
-        for view, start, subset in zip(self._opened.views, self._opened.starts, chosen, strict=False):
-            rows, distances = view.segment.scan.within(query.packed[0], radius)
-            rows = rows[subset.contains(rows)]
-            if len(rows):
-                scored = view.segment.scan.scored(query, rows[None])
-                by_distance = Candidates(scored.rows, -scored.distances.astype(np.float64), scored.distances)
-                found.append((scored if rank == "log-odds" else by_distance).shifted(start))
-            del distances
-        return joined(found).best(k)
+    def _log_odds(self, query: np.ndarray | str | Sequence[str]) -> np.ndarray:
+        if isinstance(query, np.ndarray):
+            return query
+        texts = [query] if isinstance(query, str) else list(query)
+        if not all(text.strip() for text in texts):
+            raise Misuse("the query is empty; say what to look for")
+        table = self.encoder.tokenizer.table(
+            [Document(str(n), text, [], {}, "query", n) for n, text in enumerate(texts)]
+        )
+        return self.encoder.encode(table).log_odds
 
     def documents(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """id, text, labels, component and metadata of each of `rows` (n,)."""
-        return self._opened.documents(np.asarray(rows))
+        return self.opened.documents(np.asarray(rows))
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """The id of each of `rows` (n,)."""
-        return self._opened.table(np.asarray(rows), ["id"])["id"].to_pylist()
+        return self.opened.table(np.asarray(rows), ["id"])["id"].to_pylist()
 
     def row_of(self, id: str) -> int | None:
         """The row of the document with this id, or None where there is none."""
@@ -160,7 +185,7 @@ class Index:
 
     def rows_of(self, ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Places in `ids` (n,) of those that are here, and the row of each, by segment."""
-        opened, hashed = self._opened, digests(ids)
+        opened, hashed = self.opened, digests(ids)
         places, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for view, start in zip(opened.views, opened.starts, strict=False):
             where, found = view.segment.lookup.find(ids, hashed)
@@ -172,7 +197,7 @@ class Index:
     def code(self, row: int) -> np.ndarray:
         """The packed code of one row, (C,) uint8."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self._opened.views[number].segment.codes[row - self.starts[number]]
+        return self.opened.views[number].segment.codes[row - self.starts[number]]
 
     def log_odds_of_code(self, code: int | str | np.ndarray) -> np.ndarray:
         """A code as a query (1, K): a row's own, one in hexadecimal digits, or one packed (C,). Raises Misuse."""
@@ -189,7 +214,7 @@ class Index:
 
     def columns(self) -> dict[str, str]:
         """What a filter may name, and the type of each."""
-        return self._opened.columns
+        return self.opened.columns
 
     def codes(self) -> list[np.ndarray]:
         """The packed codes of each segment, (N, C) uint8, mapped; deleted ones too."""
@@ -198,14 +223,14 @@ class Index:
     def live(self) -> np.ndarray:
         """Which rows are not deleted, (rows,) bool."""
         kept = np.ones(self.rows, bool)
-        for view, start in zip(self._opened.views, self.starts, strict=False):
+        for view, start in zip(self.opened.views, self.starts, strict=False):
             kept[start + view.deleted] = False
         return kept
 
     def within(self, code: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows, ascending, of all documents at most `radius` bits from one packed code (C,), and their distances."""
         rows, distances = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
-        for view, start in zip(self._opened.views, self.starts, strict=False):
+        for view, start in zip(self.opened.views, self.starts, strict=False):
             found, differing = view.segment.scan.within(code, radius)
             live = ~view.deleted_at(found)
             rows.append(start + found[live])
@@ -232,127 +257,23 @@ def require_model(index: Index, fingerprint: str) -> None:
         )
 
 
-def hits(index: Index, result: Hits) -> list[list[dict[str, Any]]]:
-    """Each query's hits, ready to print: id, score, distance, text, labels, component, metadata."""
-    found = result.rows >= 0
-    opened = result.of or index._opened
-    documents = iter(opened.documents(result.rows[found]))
-    return [
-        [_hit(next(documents), float(score), int(distance)) for score, distance in zip(*measured, strict=True)]
-        for measured in _measured(result, found)
-    ]
-
-
-def _measured(result: Hits, found: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    places = zip(result.scores, result.distances, found, strict=True)
-    return [(scores[some], distances[some]) for scores, distances, some in places]
-
-
-def _hit(document: dict[str, Any], score: float, distance: int) -> dict[str, Any]:
-    kept = {name: document[name] for name in ("text", "labels", "component", "metadata")}
-    return {"id": document["id"], "score": score, "distance": distance} | kept
-
-
-class _View:
-    """A segment as one version has it: without the rows that were deleted."""
-
-    def __init__(self, segment: Segment, record: SegmentRecord, root: Path) -> None:
-        self.segment = segment
-        self.record = record
-        self.deleted = _deleted(root, record)
-        silent = np.setdiff1d(segment.uninformative, self.deleted, assume_unique=True)
-        self.uninformative = len(silent)
-        self.hidden = np.concatenate([self.deleted, silent])
-
-    def deleted_at(self, rows: np.ndarray) -> np.ndarray:
-        """Which of `rows` are deleted."""
-        return np.isin(rows, self.deleted)
-
-    @cached_property
-    def shown(self) -> Subset:
-        """All rows that may be hits."""
-        return subset_of(len(self.segment), self.hidden)
-
-
-class _Opened:
-    """One version of an index, all of it open."""
-
-    def __init__(self, version: Version, views: list[_View]) -> None:
-        self.version = version
-        self.views = views
-        self.starts = [0, *np.cumsum([len(view.segment) for view in views]).tolist()]
-        self._filtered: dict[str, list[Subset]] = {}
-
-    @cached_property
-    def columns(self) -> dict[str, str]:
-        known: dict[str, str] = {}
-        for view in self.views:
-            for column in view.segment.schema:
-                fields = column.type if column.name == "metadata" else [column]
-                known |= {one.name: str(one.type) for one in fields if str(one.type) != "null" or one.name not in known}
-        return {"labels": "list<string>", "text": "string"} | known
-
-    def subsets(self, where: str | None) -> list[Subset]:
-        """Of each segment the rows that may be hits and pass the filter; the last few filters are remembered."""
-        if where is None:
-            return [view.shown for view in self.views]
-        known = self._filtered
-        if where not in known:
-            parsed: Filter = parse_filter(where, self.columns)
-            while len(known) >= FILTERS_KEPT:
-                known.pop(next(iter(known)), None)
-            known[where] = [view.shown.where(parsed.mask(view.segment)) for view in self.views]
-        return known[where]
-
-    def table(self, rows: np.ndarray, columns: list[str] | None = None) -> pa.Table:
-        """Documents by row, as a table."""
-        numbers = np.searchsorted(self.starts, rows, side="right") - 1
-        tables, places = [], []
-        for number in np.unique(numbers):
-            some = np.flatnonzero(numbers == number)
-            tables.append(self.views[number].segment.table(rows[some] - self.starts[number], columns))
-            places.append(some)
-        if not tables:
-            return self.views[0].segment.table(rows, columns)
-        merged = pa.concat_tables(tables, promote_options="permissive")
-        return merged.take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
-
-    def documents(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        return shown(self.table(rows)) if len(rows) else []
-
-
-def _open(artifact: Artifact, before: "_Opened | None") -> _Opened:
-    """The newest version; segments that are open already are used again."""
-    known = {view.record.name: view.segment for view in before.views} if before else {}
-    while True:
-        version = newest(artifact)
-        try:
-            views = [
-                _View(known.get(record.name) or Segment(artifact.path / record.name), record, artifact.path)
-                for record in version.segments
-            ]
-        except Damaged:
-            if newest_number(artifact.path) == version.number:
-                raise
-            continue  # a compaction took its files away meanwhile
-        return _Opened(version, views)
-
-
-def _deleted(root: Path, record: SegmentRecord) -> np.ndarray:
-    if record.deleted is None:
-        return np.empty(0, np.int64)
-    path = root / record.deleted.name
-    try:
-        return np.load(path).astype(np.int64)
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path} cannot be read as .npy ({error}); restore it from a copy of the index") from error
-
-
-def _hits_of(queries: Queries, best: Candidates, rank: Rank, opened: _Opened) -> Hits:
+def _hits_of(queries: Queries, best: Candidates, rank: Rank, opened: Opened) -> Hits:
     asks = np.any(queries.log_odds != 0, axis=1, keepdims=True)
     best = best.keeping(asks & (best.rows >= 0))
     constant = queries.normaliser[:, None] if rank == "log-odds" else 0.0
     return Hits(best.rows, (best.scores - constant).astype(np.float32), best.distances, opened)
+
+
+def _one_within(opened: Opened, query: Queries, radius: int, k: int, rank: Rank, chosen: list[Subset]) -> Candidates:
+    found = [Candidates.none(1, k)]
+    for view, start, subset in zip(opened.views, opened.starts, chosen, strict=False):
+        rows, _ = view.segment.scan.within(query.packed[0], radius)
+        rows = rows[subset.contains(rows)]
+        if len(rows):
+            scored = view.segment.scan.scored(query, rows[None])
+            by_distance = Candidates(scored.rows, -scored.distances.astype(np.float64), scored.distances)
+            found.append((scored if rank == "log-odds" else by_distance).shifted(start))
+    return joined(found).best(k)
 
 
 def _require(k: int, rank: str) -> None:

@@ -12,6 +12,7 @@ import typer
 from jobs.dedup import dedup
 from jobs.model_commands import diagnose, generate
 from jobs.options import EncoderFolder, Json, Out, Overwrite, Set, print_json, report, working
+from jobs.serve import serve
 from jobs.stage_commands import embed, encode, graph, pretrain, tokenize
 from jobs.sweep_command import sweep
 from vae_core.errors import LatentbitsError, Misuse
@@ -217,6 +218,7 @@ def evaluate(
 app.command()(dedup)
 app.command()(diagnose)
 app.command()(generate)
+app.command()(serve)
 app.command()(sweep)
 
 

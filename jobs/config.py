@@ -17,6 +17,7 @@ from pipelines.evaluate import EvaluateConfig
 from pipelines.examination import DiagnoseConfig
 from pipelines.graph import GraphConfig
 from pipelines.index import IndexConfig
+from pipelines.service_config import ServeConfig
 from pipelines.tokenize_config import TokenizeConfig
 from pipelines.training import PretrainConfig
 from vae_core.config import Config
@@ -56,6 +57,7 @@ class RunConfig(Config):
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     diagnose: DiagnoseConfig = DiagnoseConfig()
+    serve: ServeConfig = ServeConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     def query_corpus(self) -> CorpusConfig | None:

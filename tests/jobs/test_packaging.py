@@ -14,8 +14,14 @@ def test_the_wheel_has_every_package_of_the_rooms():
 
 def test_every_recipe_is_package_data():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert data == {"jobs.recipes": ["*.yaml"]}
+    assert data["jobs.recipes"] == ["*.yaml"]
     assert {path.suffix for path in (ROOT / "jobs" / "recipes").iterdir() if path.is_file()} <= {".py", ".yaml"}
+
+
+def test_the_page_of_the_service_is_package_data():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert data["pipelines"] == ["page/*"]
+    assert {"index.html", "page.css", "page.js"} <= {path.name for path in (ROOT / "pipelines" / "page").iterdir()}
 
 
 def _inits(room: str) -> list[Path]:

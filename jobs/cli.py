@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from jobs.dedup import dedup
+from jobs.index_commands import index
 from jobs.model_commands import diagnose, generate
-from jobs.options import EncoderFolder, Json, Out, Overwrite, Set, print_json, report, working
+from jobs.options import Json, Overwrite, Set, print_json, working
+from jobs.query_command import query
 from jobs.serve import serve
 from jobs.stage_commands import embed, encode, graph, pretrain, tokenize
 from jobs.sweep_command import sweep
-from vae_core.errors import LatentbitsError, Misuse
+from vae_core.errors import LatentbitsError
 
 if TYPE_CHECKING:
     pass
@@ -116,71 +118,8 @@ for _stage in (tokenize, embed, graph, pretrain, encode):
     app.command()(_stage)
 
 
-@app.command()
-def index(
-    codes: Annotated[Path, typer.Argument(help="Folder that `encode` wrote.")],
-    out: Out,
-    settings: Set = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Codes to an index that answers queries.
-
-    Example: `latentbits index runs/mine/codes --out runs/mine/index`
-    """
-    with working() as progress:
-        from jobs.config import load_config
-        from jobs.run import run_stage
-        from pipelines.index import index as build_index
-
-        config = load_config(None, settings or [])
-        made = run_stage(
-            "index",
-            out,
-            config.tracking,
-            lambda _: build_index(codes, out, config.index, overwrite=overwrite, progress=progress),
-        )
-    report(made, as_json)
-
-
-@app.command()
-def query(
-    index: Annotated[Path, typer.Argument(help="Folder that `index` wrote.")],
-    text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
-    rank: Annotated[str, typer.Option(help="log-odds or hamming.")] = "log-odds",
-    model: Annotated[
-        Path | None, typer.Option(help="Model folder, if it is no longer where the index knows it.")
-    ] = None,
-    input_file: Annotated[
-        Path | None, typer.Option("--input", help="File of queries, one a line (txt or jsonl).")
-    ] = None,
-    output_file: Annotated[Path | None, typer.Option("--output", help="File for the answers, one JSON a line.")] = None,
-    encoder_folder: EncoderFolder = None,
-    as_json: Json = False,
-) -> None:
-    """Find the documents nearest to a text.
-
-    Example: `latentbits query runs/demo/index "parse a date from a string" -k 5`
-    """
-    from jobs import tables
-    from jobs.query import answer, answer_file
-
-    if (text is None) == (input_file is None):
-        raise Misuse('give either a text or --input FILE, for example: latentbits query runs/demo/index "sort a list"')
-    if output_file is not None and input_file is None:
-        raise Misuse("--output goes with --input; for one query, add > FILE")
-    if input_file is not None:
-        count = answer_file(index, input_file, output_file, k=k, rank=rank, model=model, encoder_folder=encoder_folder)
-        typer.echo(f"{count:,} queries answered" + (f" in {output_file}" if output_file else ""), err=True)
-        return
-    found = answer(index, [text or ""], k=k, rank=rank, model=model, encoder_folder=encoder_folder)[0]
-    if found["known_words"] == 0:
-        typer.echo("the model knows no word of this query: the hits mean nothing", err=True)
-    if as_json:
-        print_json(found)
-    else:
-        tables.print_hits(found)
+app.add_typer(index, name="index")
+app.command()(query)
 
 
 @app.command()

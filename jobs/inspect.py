@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines.artifact import MANIFEST, UNFINISHED, Artifact, Plan
-from pipelines.index import packed_bytes
+from pipelines.code_files import packed_bytes
+from pipelines.index_facts import facts as index_facts
+from pipelines.index_facts import verify as verify_index
 from vae_core.codes import PackedCodes
 from vae_core.diagnostics.code_health import CodeHealth
 from vae_core.errors import Misuse, Unfinished
@@ -31,6 +33,8 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
         return _unfinished(path)
     if verify:
         artifact.verify()
+        if artifact.manifest.kind == "index":
+            verify_index(artifact)
     return _whole(artifact, verified=verify)
 
 
@@ -71,6 +75,8 @@ def _whole(artifact: Artifact, *, verified: bool) -> dict[str, Any]:
         "tracking_run": manifest.tracking_run,
         "made_from": lineage(artifact),
     }
+    if manifest.kind == "index":
+        facts["index"] = index_facts(artifact.path)
     return facts | ({"code_health": code_health(artifact)} if manifest.kind == "codes" else {})
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import Field
 
-from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, record_part, require_disk
+from pipelines.artifact import MANIFEST, Artifact, Draft, Part, Plan, begin, find_part, record_part, require_disk
 from pipelines.code_files import CodeFiles
-from pipelines.code_files import packed_bytes as packed_bytes
+from pipelines.index_repair import repair
+from pipelines.index_versions import newest_number
 from pipelines.progress import Progress, Silent
 from pipelines.segment_files import SEGMENT_FILES, blocks_of, shown_schema, write_segment
 from vae_core.config import Config
@@ -33,11 +34,21 @@ def index(
     source = Artifact.open(codes, "codes")
     settings = config.model_dump(mode="json") | {"layout": LAYOUT}
     plan = Plan(kind="index", config=settings, inputs=(source.as_input("codes"),))
+    if _was_changed(out, plan):
+        if overwrite:
+            repair(out, progress=progress)
+        return Artifact.open(out, "index")
     draft = begin(out, plan, overwrite=overwrite)
     if isinstance(draft, Artifact):
         return draft
     require_disk(draft.path, 4 * sum(part.bytes for part in source.manifest.parts))
     return _build(CodeFiles.open(source), draft, config, progress)
+
+
+def _was_changed(out: Path, plan: Plan) -> bool:
+    """Whether `out` is the index of this plan, with changes on top that making its parts again would undo."""
+    changed = (out / MANIFEST).exists() and newest_number(out) > 0
+    return changed and Artifact.open(out).fingerprint == plan.fingerprint
 
 
 def _build(files: CodeFiles, draft: Draft, config: IndexConfig, progress: Progress) -> Artifact:

@@ -18,6 +18,7 @@ from pipelines.progress import Progress, Silent
 from pipelines.search import Index
 from pipelines.segment import Segment, nothing
 from pipelines.segment_files import (
+    OWN_CODES,
     SEGMENT_FILES,
     Block,
     block_of,
@@ -30,8 +31,6 @@ from pipelines.segment_files import (
 from vae_core.errors import Misuse, Stale
 
 IDS_SHOWN = 3
-OWN_CODES = "codes.parquet"
-"""In a segment, the codes of documents that were added from no codes artifact: what its FAISS file can be made from."""
 
 
 def add(index: Path, codes: Path | pa.Table, *, upsert: bool = False, progress: Progress = Silent()) -> int:
@@ -108,7 +107,7 @@ def _artifact_segment(artifact: Artifact, opened: Index, codes: Path, number: in
     blocks = _watched(blocks_of(files, 0, files.documents, schema), progress)
     record = _write(artifact, number, blocks, schema, files.code_bytes)
     progress.finish()
-    return record.model_copy(update={"sources": (source.as_input("codes"),)})
+    return record.model_copy(update={"sources": (source.as_input("codes"),), "start": 0})
 
 
 def _table_segment(

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.artifact import MANIFEST, Artifact, Input, Part, checksum, replacing
+from pipelines.artifact import MANIFEST, Artifact, Input, Part, replacing
 from vae_core.config import Config
 from vae_core.errors import Damaged, LatentbitsError
 
@@ -31,6 +30,8 @@ class SegmentRecord(Config):
     parts: tuple[Part, ...]
     deleted: Part | None = None
     sources: tuple[Input, ...] = ()
+    start: int | None = None
+    """Of its one source the row that is its first; None where it was compacted from several."""
 
     @property
     def live(self) -> int:
@@ -136,33 +137,17 @@ def writing(path: Path) -> Iterator[Artifact]:
         yield Artifact.open(path, "index")
 
 
-def verify_version(artifact: Artifact) -> dict[str, Any]:
-    """Compare every byte that the newest version names with its checksum. Raises Damaged, naming the first file."""
-    version = newest(artifact)
-    for segment in version.segments:
-        for part in segment.files():
-            path = artifact.path / part.name
-            if not path.exists():
-                raise Damaged(f"{path} is missing; run `latentbits index repair {artifact.path}`")
-            if checksum(path) != part.checksum:
-                raise Damaged(
-                    f"{path} has other bytes than were written (its checksum differs); "
-                    f"run `latentbits index repair {artifact.path}`"
-                )
-    return {"version": version.number, "documents": version.documents, "segments": len(version.segments)}
-
-
 def _first(artifact: Artifact) -> Version:
     """The artifact as its stage wrote it."""
     folders: dict[str, list[Part]] = {}
     for part in artifact.manifest.parts:
         folders.setdefault(str(Path(part.name).parent), []).append(part)
     sources = tuple(item for item in artifact.manifest.inputs if item.name == "codes")
-    segments = tuple(
-        SegmentRecord(name=name, rows=parts[0].rows, parts=tuple(parts), sources=sources)
-        for name, parts in sorted(folders.items())
-    )
-    return Version(number=0, change="index", segments=segments, created=artifact.manifest.created)
+    segments: list[SegmentRecord] = []
+    for name, parts in sorted(folders.items()):
+        start = sum(segment.rows for segment in segments)
+        segments.append(SegmentRecord(name=name, rows=parts[0].rows, parts=tuple(parts), sources=sources, start=start))
+    return Version(number=0, change="index", segments=tuple(segments), created=artifact.manifest.created)
 
 
 def _read(path: Path) -> Version:

@@ -20,10 +20,10 @@ class Segment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.scan = Scan.open(folder / CODES_FILE)
-        self.reader = _read_documents(folder / DOCUMENTS_FILE)
-        self.schema = self.reader.schema
+        reader = open_documents(folder / DOCUMENTS_FILE)
+        self.schema = reader.schema
         self.facts: dict[bytes, bytes] = self.schema.metadata or {}
-        self.batches = [self.reader.get_batch(number) for number in range(self.reader.num_record_batches)]
+        self.batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self.ends = np.cumsum([0, *(len(batch) for batch in self.batches)])
         if self.ends[-1] != len(self):
             raise Damaged(
@@ -104,7 +104,8 @@ def _columns_of(schema: pa.Schema, columns: list[str] | None) -> pa.Schema:
     return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
-def _read_documents(path: Path) -> pa.ipc.RecordBatchFileReader:
+def open_documents(path: Path) -> pa.ipc.RecordBatchFileReader:
+    """A segment's documents, mapped. Raises Damaged."""
     try:
         return pa.ipc.open_file(pa.memory_map(str(path)))
     except (OSError, pa.ArrowInvalid) as error:

@@ -16,6 +16,8 @@ CODES_FILE = "codes.faiss"
 DOCUMENTS_FILE = "documents.arrow"
 LOOKUP_FILE = "lookup.npy"
 UNINFORMATIVE_FILE = "uninformative.npy"
+OWN_CODES = "codes.parquet"
+"""The codes of documents that were added from no codes artifact: what codes.faiss can be made from."""
 SEGMENT_FILES = (CODES_FILE, DOCUMENTS_FILE, LOOKUP_FILE, UNINFORMATIVE_FILE)
 SHOWN = ("id", "labels", "text", "component", "metadata")
 MAY_BE_EMPTY = ("labels", "text")
@@ -50,6 +52,15 @@ def write_segment(folder: Path, blocks: Iterable[Block], schema: pa.Schema, code
         faiss.write_index_binary(flat, str(paths[CODES_FILE]))
         write_lookup(paths[LOOKUP_FILE], np.concatenate([np.empty(0, np.uint32), *digested]))
         write_rows(paths[UNINFORMATIVE_FILE], np.concatenate([np.empty(0, np.int64), *unknown]))
+
+
+def write_codes(path: Path, codes: np.ndarray) -> None:
+    """Packed codes (N, C) as a flat binary index of FAISS."""
+    import faiss
+
+    flat = faiss.IndexBinaryFlat(8 * codes.shape[1])
+    flat.add(np.ascontiguousarray(codes))
+    faiss.write_index_binary(flat, str(path))
 
 
 def write_rows(path: Path, rows: np.ndarray) -> None:

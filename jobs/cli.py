@@ -11,6 +11,7 @@ import typer
 
 from jobs.dedup import dedup
 from jobs.index_commands import index
+from jobs.job_commands import register as register_job_commands
 from jobs.model_commands import diagnose, generate
 from jobs.options import Json, Overwrite, Set, print_json, working
 from jobs.query_command import query
@@ -159,6 +160,9 @@ app.command()(diagnose)
 app.command()(generate)
 app.command()(serve)
 app.command()(sweep)
+
+
+register_job_commands(app)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from text_encoder_files import write_text_encoder
 from tiny_run import Said, Tiny, write_config, write_corpus
 
 from jobs.config import load_config
-from jobs.query import answer
+from jobs.query import Asked, Wanted, answer
 from jobs.run import run
 from pipelines.artifact import Artifact
 from vae_core.errors import Misuse, Stale
@@ -52,7 +52,7 @@ def test_the_stages_hand_the_embeddings_on(joined: Tiny) -> None:
 
 def test_a_document_asked_for_finds_itself(joined: Tiny, latentbits: Callable[..., Said]) -> None:
     first = json.loads(joined.corpus.read_text().splitlines()[0])
-    found = answer(joined.folder / "index", [first["text"]], k=300)[0]
+    found = answer(Asked(joined.folder / "index"), [first["text"]], Wanted(k=300))[0]
     assert found["known_words"] is None
     distances = {hit["id"]: hit["distance"] for hit in found["hits"]}
     assert distances[first["id"]] <= np.quantile(list(distances.values()), 0.1)

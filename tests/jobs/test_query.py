@@ -3,21 +3,26 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_run import Tiny
 
-from jobs.query import answer, answer_file
+from jobs.query import Asked, Wanted, answer, answer_code, answer_file, answer_id
 from pipelines.corpus import Document
 from pipelines.encoder import Encoder
 from pipelines.search import Index
 from vae_core.errors import LatentbitsError, Misuse, Stale
 
 
+def ask(index: Path, texts: list[str], model: Path | None = None, **wanted: Any) -> list[dict[str, Any]]:
+    return answer(Asked(index, model), texts, Wanted(**wanted))
+
+
 def test_hits_are_those_of_a_plain_computation(tiny: Tiny) -> None:
     """log q(code | query) = sum_i log sigmoid(+-a_i), best first, ties by position."""
-    (found,) = answer(tiny.folder / "index", ["ship storm"], k=300)
+    (found,) = ask(tiny.folder / "index", ["ship storm"], k=300)
     encoder = Encoder.load(tiny.folder / "model")
     table = encoder.tokenizer.table([Document("q", "ship storm", [], {}, "q", 1)])
     log_odds = encoder.encode(table).log_odds[0].astype(np.float64)
@@ -33,12 +38,12 @@ def test_hits_are_those_of_a_plain_computation(tiny: Tiny) -> None:
 
 
 def test_more_hits_than_documents_give_every_document_once(tiny: Tiny) -> None:
-    (found,) = answer(tiny.folder / "index", ["ship"], k=10**9)
+    (found,) = ask(tiny.folder / "index", ["ship"], k=10**9)
     assert len({hit["id"] for hit in found["hits"]}) == len(found["hits"]) == 300
 
 
 def test_words_that_the_model_does_not_know_are_counted(tiny: Tiny) -> None:
-    found = answer(tiny.folder / "index", ["qqq zzz", "ship qqq"], k=1)
+    found = ask(tiny.folder / "index", ["qqq zzz", "ship qqq"], k=1)
     assert [one["known_words"] for one in found] == [0, 1]
 
 
@@ -46,10 +51,10 @@ def test_a_file_of_queries_gives_the_answers_of_each_alone(tiny: Tiny, tmp_path:
     texts = ["ship storm", "bread", "rocket moon"]
     (tmp_path / "q.txt").write_text("\n\n".join(texts) + "\n")
     (tmp_path / "q.jsonl").write_text('{"text": "ship storm"}\n"bread"\n\n{"text": "rocket moon", "id": 3}')
-    expected = [answer(tiny.folder / "index", [text], k=3, rank="hamming")[0] for text in texts]
+    expected = [ask(tiny.folder / "index", [text], k=3, rank="hamming")[0] for text in texts]
     for name in ("q.txt", "q.jsonl"):
         target = tmp_path / f"{name}.answers"
-        assert answer_file(tiny.folder / "index", tmp_path / name, target, k=3, rank="hamming") == 3
+        assert answer_file(Asked(tiny.folder / "index"), tmp_path / name, target, Wanted(k=3, rank="hamming")) == 3
         assert [json.loads(line) for line in target.read_text().splitlines()] == expected
 
 
@@ -65,7 +70,7 @@ def test_a_file_of_queries_gives_the_answers_of_each_alone(tiny: Tiny, tmp_path:
 def test_a_bad_line_is_named_and_no_answers_are_left(tiny: Tiny, tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "q.jsonl").write_bytes(content)
     with pytest.raises(LatentbitsError, match=said) as caught:
-        answer_file(tiny.folder / "index", tmp_path / "q.jsonl", tmp_path / "answers.jsonl")
+        answer_file(Asked(tiny.folder / "index"), tmp_path / "q.jsonl", tmp_path / "answers.jsonl")
     assert caught.value.exit_status == 1
     assert [path.name for path in tmp_path.iterdir()] == ["q.jsonl"]
 
@@ -74,23 +79,23 @@ def test_files_that_cannot_be_used_are_refused_before_the_model_is_read(tmp_path
     nowhere = tmp_path / "nowhere"
     (tmp_path / "q.txt").write_text("ship\n")
     with pytest.raises(Misuse, match="nowhere is not there; --input takes a file"):
-        answer_file(nowhere, nowhere, None)
+        answer_file(Asked(nowhere), nowhere, None)
     with pytest.raises(Misuse, match=r"there is no folder .*nowhere; make it first"):
-        answer_file(nowhere, tmp_path / "q.txt", nowhere / "out.jsonl")
+        answer_file(Asked(nowhere), tmp_path / "q.txt", nowhere / "out.jsonl")
     with pytest.raises(Misuse, match="is a folder; give a file"):
-        answer_file(nowhere, tmp_path / "q.txt", tmp_path)
+        answer_file(Asked(nowhere), tmp_path / "q.txt", tmp_path)
 
 
 def test_an_empty_query_and_an_unknown_ranking_are_refused(tiny: Tiny) -> None:
     with pytest.raises(Misuse, match="the query is empty"):
-        answer(tiny.folder / "index", [" \n"])
+        ask(tiny.folder / "index", [" \n"])
     with pytest.raises(Misuse, match="--rank foo: choose log-odds or hamming"):
-        answer(tiny.folder / "index", ["ship"], rank="foo")
+        ask(tiny.folder / "index", ["ship"], rank="foo")
 
 
 def test_a_run_that_was_moved_as_a_whole_still_answers(tiny: Tiny, tmp_path: Path) -> None:
     copied = tiny.copy(tmp_path)
-    assert answer(copied.folder / "index", ["ship"]) == answer(tiny.folder / "index", ["ship"])
+    assert ask(copied.folder / "index", ["ship"]) == ask(tiny.folder / "index", ["ship"])
 
 
 def test_a_model_that_is_gone_is_named_and_can_be_given(tiny: Tiny, tmp_path: Path) -> None:
@@ -101,9 +106,9 @@ def test_a_model_that_is_gone_is_named_and_can_be_given(tiny: Tiny, tmp_path: Pa
     index["inputs"][0]["uri"] = str(copied.folder / "codes")
     (copied.folder / "index/manifest.json").write_text(json.dumps(index))
     with pytest.raises(Misuse, match="is gone; name the model with --model"):
-        answer(copied.folder / "index", ["ship"])
-    given = answer(copied.folder / "index", ["ship"], model=tmp_path / "elsewhere")
-    assert given == answer(tiny.folder / "index", ["ship"])
+        ask(copied.folder / "index", ["ship"])
+    given = ask(copied.folder / "index", ["ship"], model=tmp_path / "elsewhere")
+    assert given == ask(tiny.folder / "index", ["ship"])
 
 
 def test_another_model_than_the_one_of_the_index_is_refused(tiny: Tiny, tmp_path: Path) -> None:
@@ -113,7 +118,7 @@ def test_another_model_than_the_one_of_the_index_is_refused(tiny: Tiny, tmp_path
     manifest["config"]["pretrain"]["seed"] = 7
     path.write_text(json.dumps(manifest))
     with pytest.raises(Stale, match=r"holds codes of the model .* and this model is .*; give the index's own model"):
-        answer(tiny.folder / "index", ["ship"], model=copied.folder / "model")
+        ask(tiny.folder / "index", ["ship"], model=copied.folder / "model")
 
 
 @pytest.mark.parametrize("name", ["segments/00000/codes.faiss", "segments/00000/documents.arrow", "manifest.json"])
@@ -122,5 +127,72 @@ def test_an_index_that_was_cut_short_is_named(tiny: Tiny, tmp_path: Path, name: 
     path = copied.folder / "index" / name
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(LatentbitsError, match=path.name) as caught:
-        answer(copied.folder / "index", ["ship"])
+        ask(copied.folder / "index", ["ship"])
     assert caught.value.exit_status == 1
+
+
+def test_a_query_without_a_known_word_has_no_hits(tiny: Tiny) -> None:
+    for rank in ("log-odds", "hamming"):
+        (found,) = ask(tiny.folder / "index", ["qqq zzz"], rank=rank)
+        assert (found["known_words"], found["hits"]) == (0, [])
+
+
+def test_documents_like_one_are_the_nearest_codes_without_itself(tiny: Tiny) -> None:
+    found = answer_id(Asked(tiny.folder / "index"), "sea-0", Wanted(k=7))
+    index = Index.open(tiny.folder / "index")
+    codes = np.unpackbits(np.concatenate(index.codes()), axis=1)
+    distances = (codes != codes[0]).sum(axis=1)
+    order = [row for row in np.lexsort((np.arange(300), distances)) if row != 0][:7]
+    ids = index.column("id").to_pylist()
+    assert [hit["id"] for hit in found["hits"]] == [ids[row] for row in order]
+    by_code = answer_code(Asked(tiny.folder / "index"), index.code(0).tobytes().hex(), Wanted(k=300))
+    assert {hit["id"] for hit in by_code["hits"]} == set(ids)
+    with pytest.raises(Misuse, match="has no document 'sea-x'; give the id of a hit"):
+        answer_id(Asked(tiny.folder / "index"), "sea-x")
+
+
+@pytest.mark.parametrize(("code", "said"), [("zz", "not hexadecimal digits; write 4"), ("abcdef", "has 24 bits and")])
+def test_a_code_that_is_none_of_the_index_is_refused(tiny: Tiny, code: str, said: str) -> None:
+    with pytest.raises(Misuse, match=said):
+        answer_code(Asked(tiny.folder / "index"), code)
+
+
+def test_only_documents_that_pass_the_filter_and_lie_within_the_radius_are_hits(tiny: Tiny) -> None:
+    (found,) = ask(tiny.folder / "index", ["ship storm"], k=300, where="labels = 'sea'")
+    assert {tuple(hit["labels"]) for hit in found["hits"]} == {("sea",)}
+    assert len(found["hits"]) == 100
+    (all_of,) = ask(tiny.folder / "index", ["ship storm"], k=300)
+    for rank in ("log-odds", "hamming"):
+        (near,) = ask(tiny.folder / "index", ["ship storm"], k=300, radius=4, rank=rank)
+        assert {hit["id"] for hit in near["hits"]} == {hit["id"] for hit in all_of["hits"] if hit["distance"] <= 4}
+    with pytest.raises(Misuse, match="no column 'label'"):
+        ask(tiny.folder / "index", ["ship"], where="label = 'sea'")
+
+
+def test_reranking_orders_the_best_by_the_words_of_the_query_in_their_texts(tiny: Tiny) -> None:
+    (found,) = ask(tiny.folder / "index", ["anchor tide"], k=5, rerank="bm25")
+    (candidates,) = ask(tiny.folder / "index", ["anchor tide"], k=100)
+    wanted = {
+        hit["id"]: hit["text"].split().count("anchor") + hit["text"].split().count("tide") for hit in candidates["hits"]
+    }
+    scores = [hit["bm25"] for hit in found["hits"]]
+    assert scores == sorted(scores, reverse=True)
+    assert min(counts[hit["id"]] for hit in found["hits"]) >= np.median(list(counts.values()))
+    with pytest.raises(Misuse, match="--rerank foo: choose bm25"):
+        ask(tiny.folder / "index", ["ship"], rerank="foo")
+    with pytest.raises(Misuse, match="ranks by the words of a query text"):
+        answer_id(Asked(tiny.folder / "index"), "sea-0", Wanted(rerank="bm25"))
+
+
+def test_a_hit_is_explained_by_the_bits_that_decide(tiny: Tiny) -> None:
+    asked = Asked(tiny.folder / "index")
+    found = answer_id(asked, "sea-0", Wanted(k=50, explain=True))
+    for hit in found["hits"]:
+        why = hit["why"]
+        assert why["agreeing_bits"] == 16 - hit["distance"]
+        assert why["weight"] == pytest.approx(1 - hit["distance"] / 16, abs=1e-4)
+        assert why["component"]["hit"] == hit["component"]
+        assert len(why["component"]["words"]) == 8
+    (text,) = answer(asked, ["ship storm"], Wanted(k=1, explain=True))
+    weights = [abs(bit["log_odds"]) for bit in text["hits"][0]["why"]["agreeing"]]
+    assert weights == sorted(weights, reverse=True)

@@ -33,7 +33,7 @@ from pipelines.plan import (
     receipt_name,
     stale,
 )
-from pipelines.published import fetch_part, fetch_parts, publish, publish_part
+from pipelines.published import fetch_parts, publish, publish_part
 from pipelines.storage import is_folder, local_path, shown, uri_of
 from pipelines.stored_artifact import (
     begin_in,
@@ -253,11 +253,6 @@ def record_part(folder: Path, name: str, rows: int, statistics: Mapping[str, Any
     publish_part(folder, part)
     write_text(folder / receipt_name(name), part.model_dump_json())
     return part
-
-
-def bring_part(folder: Path, part: Part) -> Path:
-    """The file of a part, which another machine may have made, on this one."""
-    return fetch_part(folder, part)
 
 
 def require_disk(path: Path, needed: int) -> None:

@@ -16,6 +16,7 @@ from pipelines.artifact import Input
 from pipelines.csv_records import csv_rows
 from pipelines.digests import digests
 from pipelines.slices import Slice
+from pipelines.storage import shown
 from vae_core.config import Config
 
 __all__ = ["CorpusConfig", "Document", "Rejection", "Slice", "corpus_inputs", "plan_slices", "read_slice"]
@@ -27,7 +28,7 @@ class CorpusConfig(Config):
     """Which files, and what their fields mean."""
 
     files: tuple[str, ...] = ()
-    """Paths or globs, `**` for any depth: parquet, jsonl, csv, txt, all but parquet also .gz or .zst."""
+    """Paths, globs (`**` for any depth) or either of s3://: parquet, jsonl, csv, txt, all but parquet also .gz, .zst."""
     id: str | None = None
     """The field of the id; without one, a document's id is `<file name>:<position>`."""
     text: str = "text"
@@ -107,7 +108,7 @@ def corpus_inputs(config: CorpusConfig) -> tuple[Input, ...]:
     """The files as inputs of an artifact: name, place and SHA-256 of their bytes."""
     files = slices.find_files(config.files)
     named, found = slices.names(files), digests(files)
-    return tuple(Input(name=f"file:{named[path]}", uri=str(path), fingerprint=found[path]) for path in files)
+    return tuple(Input(name=f"file:{named[path]}", uri=shown(path), fingerprint=found[path]) for path in files)
 
 
 class _Refused(Exception):

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.durable import checksum, write_text
+from pipelines.durable import write_text
 from pipelines.readers import refused_if_unreadable
+from pipelines.storage import file_checksum, file_facts, uri_of
 
 REMEMBERED_FROM = 1 << 20
 """Bytes from which on a digest is worth remembering."""
@@ -23,7 +24,7 @@ def digests(files: Sequence[Path]) -> dict[Path, str]:
     for path in files:
         with refused_if_unreadable(path):
             key = _key(path)
-            found[path] = memory.get(key) or checksum(path)
+            found[path] = memory.get(key) or file_checksum(path)
             if key not in memory and key == _key(path) and _settled(path):
                 fresh[key] = found[path]
     if fresh:
@@ -32,13 +33,15 @@ def digests(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def _key(path: Path) -> str:
+    if uri := uri_of(path):
+        return f"{uri} {file_facts(path)}"
     facts = path.stat()
     return f"{path} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
 
 
 def _settled(path: Path) -> bool:
-    facts = path.stat()
-    return facts.st_size >= REMEMBERED_FROM and time.time() - max(facts.st_mtime, facts.st_ctime) > SETTLED
+    size, written = file_facts(path)
+    return size >= REMEMBERED_FROM and time.time() - written > SETTLED
 
 
 def _place() -> Path:

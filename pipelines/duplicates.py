@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pipelines.artifact import Part, record_part, replacing
 from pipelines.part_files import PartFiles, PartJob
+from pipelines.published import fetch_part
 
 WALKED_AT_ONCE = 2_000_000
 """Ids compared in memory at a time."""
@@ -49,7 +50,7 @@ def drop_duplicates(folder: Path, job: PartJob, part: Part, duplicates: np.ndarr
     keep = np.ones(part.rows, bool)
     keep[duplicates["row"]] = False
     tokens, terms = 0, 0
-    with pa.memory_map(str(folder / job.name)) as source, replacing(folder / job.name) as temporary:
+    with pa.memory_map(str(fetch_part(folder, part))) as source, replacing(folder / job.name) as temporary:
         reader = pa.ipc.open_file(source)
         with pa.ipc.new_file(str(temporary), reader.schema) as writer:
             for batch in _kept(reader, keep):

@@ -25,6 +25,7 @@ from pipelines.artifact import (
 )
 from pipelines.embeddings import COLUMN, vector_type
 from pipelines.progress import Progress, Silent
+from pipelines.published import fetch
 from pipelines.scatter import scatter
 from pipelines.shards import record_batches
 from pipelines.text_encoder import TextEncoder, folder_fingerprint
@@ -66,7 +67,7 @@ def embed(
     rows = sum(piece.rows for piece in pieces)
     require_disk(out, needed=4 * dimensions * rows)
     progress.start("embed", rows, "documents")
-    waiting = [piece for piece in pieces if not (draft.scratch / piece.name).exists()]
+    waiting = [piece for piece in pieces if not fetch(draft.scratch / piece.name)]
     if there := rows - sum(piece.rows for piece in waiting):
         progress.advance(there, f"{there:,} embeddings were there")
     make_worker = partial(_make_worker, source.path, folder, draft.scratch)
@@ -93,9 +94,14 @@ def _folder(config: EmbedConfig) -> Path:
 class _Piece(Config):
     """A record batch of a shard: minutes of work, so that little is lost by a kill and a small corpus has many."""
 
-    part: str
+    shard: Path
     batch: int
     rows: int
+
+    @property
+    def part(self) -> str:
+        """The part that it is in."""
+        return self.shard.name
 
     @property
     def name(self) -> str:
@@ -106,7 +112,7 @@ class _Piece(Config):
 def _pieces(shards: Artifact, draft: Draft) -> list[_Piece]:
     """The record batches of the parts that are not done."""
     return [
-        _Piece(part=path.name, batch=number, rows=batch.num_rows)
+        _Piece(shard=path, batch=number, rows=batch.num_rows)
         for path in shards.files(".arrow")
         if find_part(draft.path, path.name) is None
         for number, batch in enumerate(record_batches(path))
@@ -116,11 +122,11 @@ def _pieces(shards: Artifact, draft: Draft) -> list[_Piece]:
 def _make_worker(shards: Path, folder: Path, scratch: Path) -> Callable[[_Piece], _Piece]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
-    return partial(_embed_piece, TextEncoder.load(folder), Tokenizer.load(shards), shards, scratch)
+    return partial(_embed_piece, TextEncoder.load(folder), Tokenizer.load(shards), scratch)
 
 
-def _embed_piece(encoder: TextEncoder, tokenizer: Tokenizer, shards: Path, scratch: Path, piece: _Piece) -> _Piece:
-    batch = next(islice(record_batches(shards / piece.part), piece.batch, None))
+def _embed_piece(encoder: TextEncoder, tokenizer: Tokenizer, scratch: Path, piece: _Piece) -> _Piece:
+    batch = next(islice(record_batches(piece.shard), piece.batch, None))
     vectors = encoder.embed_documents(tokenizer, batch)
     with replacing(scratch / piece.name) as temporary, temporary.open("wb") as file:
         np.save(file, vectors)

@@ -31,6 +31,7 @@ from pipelines.embeddings import mapped_blocks, require_shards
 from pipelines.encoder import EncodedDocuments, Encoder
 from pipelines.metadata import SeenTypes, Types, misfit
 from pipelines.progress import Progress, Silent
+from pipelines.published import fetch, fetch_part
 from pipelines.scatter import scatter
 from pipelines.shards import record_batches
 from pipelines.slices import Slice, suitable_bytes
@@ -176,7 +177,7 @@ def _raw(source: Source, draft: Draft) -> _Raw | None:
     if isinstance(source, Path):
         return None
     found = draft.scratch / "metadata.json"
-    if not found.exists():
+    if not fetch(found):
         seen = SeenTypes(source.metadata)
         for piece in plan_slices(source) if source.metadata else []:
             for row in islice(read_slice(source, piece), TYPED_ROWS):
@@ -297,6 +298,6 @@ def _finished(draft: Draft, parts: list[Part | None], config: EncodeConfig) -> A
         )
     if not documents:
         raise LatentbitsError("there was no document to encode in the files given")
-    bits = int(pq.read_schema(draft.path / whole[0].name).metadata[b"bits"])
+    bits = int(pq.read_schema(fetch_part(draft.path, whole[0])).metadata[b"bits"])
     statistics = {"documents": documents, "bits": bits, "rejected": rejected, "first_rejected": first}
     return draft.finish(whole, statistics)

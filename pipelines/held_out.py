@@ -46,7 +46,7 @@ def looked(run: PhaseRun, watch: Watch, step: int) -> tuple[Watch, dict[str, flo
     if len(run.job.config.all_phases) == 1 and run.schedule.progress_after(step) >= COUNTS_FROM:
         watch = watch.after(loss, step + 1)
         if watch.step == step + 1:
-            keep(run, _best(run.job.scratch, watch))
+            keep(run, best(run.job.scratch, watch))
     return watch, {"held_out_loss": loss}
 
 
@@ -78,9 +78,9 @@ def keep(run: PhaseRun, folder: Path) -> None:
 
 def export(run: PhaseRun, watch: Watch, folder: Path) -> None:
     """Put the best model, or where none was watched for the last one, in `folder`. Collective."""
-    best = _best(run.job.scratch, watch)
-    if dist.get_rank() == 0 and best.exists() and not folder.exists():
-        os.replace(best, folder)
+    kept = best(run.job.scratch, watch)
+    if dist.get_rank() == 0 and kept.exists() and not folder.exists():
+        os.replace(kept, folder)
     dist.barrier()
     keep(run, folder)
 
@@ -89,10 +89,11 @@ def forget(run: PhaseRun, watch: Watch) -> None:
     """Delete all kept models but the best of `watch`, which a checkpoint remembers. Collective."""
     if dist.get_rank() == 0:
         for folder in run.job.scratch.glob("best-*"):
-            if folder != _best(run.job.scratch, watch):
+            if folder != best(run.job.scratch, watch):
                 shutil.rmtree(folder)
     dist.barrier()
 
 
-def _best(scratch: Path, watch: Watch) -> Path:
+def best(scratch: Path, watch: Watch) -> Path:
+    """Where the best model of `watch` is kept."""
     return scratch / f"best-{watch.step:09d}"

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,18 @@ from pipelines.artifact import (
     replacing,
     require_disk,
 )
+from pipelines.carrier import carried_up, fetch_left, leave, mirror, refresh, withdraw
+from pipelines.connection import wait_for
 from pipelines.embeddings import require_shards
 from pipelines.engine import PretrainConfig
 from pipelines.phases import Job, Schedule
 from pipelines.progress import Progress, Silent
-from pipelines.scatter import cluster, cores
+from pipelines.scatter import cluster, cores, packed, unpacked
 from pipelines.shards import distinct_labels
 from pipelines.tracking import NoTracking, Tracker
 from pipelines.training import EXPORT, FAILURE, METRICS, train
 from pipelines.warm_start import require_alike
+from pipelines.working_folder import working_folder_of
 from vae_core import errors
 from vae_core.condition import ClassConditionConfig
 from vae_core.decoders import BagOfWordsDecoderConfig
@@ -87,7 +91,7 @@ def pretrain(
         return draft
     sized = _sized(model, source, beside)
     schedule = Schedule.of(config, source.manifest.statistics["documents"])
-    if not (draft.scratch / EXPORT).exists():
+    if not (fetch_left(draft.scratch) or (draft.scratch / EXPORT).exists()):
         require_disk(out, needed=500_000_000)
         tracking.params("pretrain", artifact.flat(settings))
         extra = {"embeddings": beside.path if beside else None, "graph": near.path if near else None}
@@ -201,9 +205,10 @@ def _sized(model: Composition, shards: Artifact, embeddings: Artifact | None) ->
 
 def _run(job: Job, schedule: Schedule, progress: Progress, tracking: Tracker) -> None:
     failure = job.scratch / FAILURE
-    failure.unlink(missing_ok=True)
+    withdraw(failure)
     with cluster():
         cores = _cores_each(job.config)
+        _wait_for_room(job.config, cores)
         watcher = _Watcher(job.scratch / METRICS, schedule.steps, progress, tracking)
         watcher.start()
         try:
@@ -211,8 +216,19 @@ def _run(job: Job, schedule: Schedule, progress: Progress, tracking: Tracker) ->
         finally:
             watcher.stop()
             shutil.rmtree(job.scratch / RAY_FILES, ignore_errors=True)
+    mirror(failure)
     if failure.exists():
         raise _recorded(failure)
+    fetch_left(job.scratch)
+
+
+def _wait_for_room(config: PretrainConfig, cores: int) -> None:
+    """Return once so many cores, and the GPUs, are free, and tell what is waited for until then."""
+    import ray
+
+    wanted = {"CPU": config.workers * cores} | ({"GPU": config.workers} if config.gpus else {})
+    words = f"{config.workers} training workers with {cores} cores{' and a GPU' if config.gpus else ''} each"
+    wait_for(words, lambda: all(ray.available_resources().get(kind, 0) >= count for kind, count in wanted.items()))
 
 
 def _fit(job: Job, cores: int) -> None:
@@ -227,7 +243,7 @@ def _fit(job: Job, cores: int) -> None:
     )
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "threads": cores},
+        train_loop_config={"job": packed(job), "threads": cores},
         scaling_config=scaling,
         run_config=RunConfig(
             name="train",
@@ -238,6 +254,7 @@ def _fit(job: Job, cores: int) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
+        mirror(job.scratch / FAILURE)
         if not (job.scratch / FAILURE).exists():
             raise _reason(error) from None
 
@@ -259,15 +276,21 @@ def _cores_each(config: PretrainConfig) -> int:
 
 def _worker(config: dict[str, Any]) -> None:
     import torch
+    import torch.distributed as dist
 
     torch.set_num_threads(config["threads"])
-    train(config["job"])
+    job: Job = unpacked(config["job"])
+    mirror(job.scratch / FAILURE)  # what an earlier attempt left on this machine is none of this one's
+    with carried_up(job.scratch / METRICS) if dist.get_rank() == 0 else nullcontext():
+        train(job)
+    if dist.get_rank() == 0 and (job.scratch / EXPORT).exists():
+        leave(job.scratch, EXPORT, METRICS)
 
 
 def _recorded(failure: Path) -> LatentbitsError:
     """The error that a worker left, as it was raised."""
     left = json.loads(failure.read_text())
-    failure.unlink()
+    withdraw(failure)
     kind: type[LatentbitsError] = getattr(errors, left["kind"], LatentbitsError)
     return kind(left["message"])
 
@@ -315,7 +338,10 @@ class _Watcher(threading.Thread):
 
     def __init__(self, path: Path, steps: int, progress: Progress, tracking: Tracker) -> None:
         super().__init__(daemon=True)
-        self.path, self.steps, self.progress, self.tracking = path, steps, progress, tracking
+        self.steps, self.progress, self.tracking = steps, progress, tracking
+        # In a store this is a copy under another name, since the worker may write on this very machine.
+        self.path = path if working_folder_of(path) is None else path.with_name(f"watched-{path.name}")
+        self.origin = path.name
         self.done = self.offset = self.inode = 0
         self.stopped = threading.Event()
 
@@ -331,6 +357,7 @@ class _Watcher(threading.Thread):
         self.join()
 
     def _carry(self) -> None:
+        refresh(self.path, self.origin)
         if not self.path.exists():
             return
         with self.path.open() as file:

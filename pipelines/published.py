@@ -72,13 +72,13 @@ def fetch(path: Path) -> bool:
     if name.endswith(".json"):
         return _fetch_record(folder.store, name, path)
     digest = folder.store.read(name + SUM)
-    return digest is not None and _fetch_file(folder.store, name, path, digest.decode())
+    return digest is not None and fetch_file(folder.store, name, path, digest.decode())
 
 
 def fetch_part(folder: Path, part: Part) -> Path:
     """The file of a part, brought here if it is not here whole. Raises Damaged where the store's is another one."""
     path, found = folder / part.name, working_folder_of(folder)
-    if found is not None and not _fetch_file(found[0].store, part.name, path, part.checksum, part.bytes):
+    if found is not None and not fetch_file(found[0].store, part.name, path, part.checksum, part.bytes):
         raise Damaged(
             f"{found[0].uri}/{part.name} is missing or has other bytes than were written; run the stage that wrote it "
             f"with --overwrite"
@@ -191,7 +191,8 @@ def _fetch_record(store: Store, name: str, path: Path) -> bool:
     return True
 
 
-def _fetch_file(store: Store, name: str, path: Path, digest: str, size: int | None = None) -> bool:
+def fetch_file(store: Store, name: str, path: Path, digest: str, size: int | None = None) -> bool:
+    """Bring a file here unless it is here whole; whether it has these bytes now."""
     if _is_here(path, digest, size):
         return True
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.storage import file_facts, open_file, parquet_source, shown
 from vae_core.errors import Damaged, Misuse
 
 Row = dict[str, Any]
@@ -61,8 +62,8 @@ def format_of(path: Path) -> Format:
 def open_rows(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, decompressed. Raises Damaged where the compressed stream is cut short or altered."""
     compression = format_of(path).compression
-    with refused_if_unreadable(path), path.open("rb") as raw:
-        if compression and path.stat().st_size == 0:
+    with refused_if_unreadable(path), open_file(path) as raw:
+        if compression and file_facts(path)[0] == 0:
             raise Damaged(f"{path} has no bytes, which is no .{compression} file; fetch or write the file again")
         if compression == "gz":
             with gzip.GzipFile(fileobj=raw) as unzipped, io.BufferedReader(unzipped, READ_BYTES) as file:
@@ -81,8 +82,8 @@ def refused_if_unreadable(path: Path) -> Iterator[None]:
         yield
     except (EOFError, zlib.error, OSError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno in MISUSED:
-            raise Misuse(f"{path} cannot be read: {os.strerror(error.errno)}; {MISUSED[error.errno]}") from error
-        raise Damaged(f"{path} cannot be read to its end: {error}; fetch or write the file again") from error
+            raise Misuse(f"{shown(path)} cannot be read: {os.strerror(error.errno)}; {MISUSED[error.errno]}") from error
+        raise Damaged(f"{shown(path)} cannot be read to its end: {error}; fetch or write the file again") from error
 
 
 def next_line(file: BinaryIO, limit: int) -> tuple[bytes | None, int]:
@@ -119,7 +120,7 @@ def whole_text_rows(file: BinaryIO, limit: int, field: str) -> Rows:
 def parquet_rows(path: Path, groups: range, first: int, fields: list[str]) -> Rows:
     """Rows of these row groups, as many in memory at a time as take about BATCH_BYTES."""
     position = first - 1
-    with refused_if_unreadable(path), pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
+    with refused_if_unreadable(path), pq.ParquetFile(parquet_source(path), buffer_size=READ_BYTES) as file:
         for group in groups:
             facts = file.metadata.row_group(group)
             size = max(1, min(4096, BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size)))

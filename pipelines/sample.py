@@ -8,6 +8,7 @@ from pathlib import Path
 from pipelines.artifact import Part, find_part, record_part, write_text
 from pipelines.corpus import CorpusConfig, Document, Rejection, Slice, read_slice
 from pipelines.metadata import SeenTypes, Types
+from pipelines.published import fetch
 from pipelines.tokenize_config import TokenizeConfig
 from pipelines.tokenizer import TOKENIZER, Tokenizer, learn_bpe, read_bpe
 from pipelines.vocabulary import VOCABULARY, select, words
@@ -66,7 +67,7 @@ def learn(corpus: CorpusConfig, pieces: Sequence[Slice], config: TokenizeConfig,
     What is there from an earlier run is kept. Raises LatentbitsError for a corpus without documents or words.
     """
     done = find_part(folder, TOKENIZER), find_part(folder, VOCABULARY)
-    if done[0] and done[1] and _types_file(folder).exists():
+    if done[0] and done[1] and fetch(_types_file(folder)):
         return done[0], done[1]
     sample = Sample(corpus, pieces, config.sample)
     if config.tokenizer is None:

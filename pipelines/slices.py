@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.csv_records import csv_header
 from pipelines.readers import READ_BYTES, format_of, json_rows, open_rows, refused_if_unreadable
+from pipelines.storage import file_facts, is_folder, local_path, matching_files, parquet_source, shown, uri_of
 from vae_core.config import Config
 from vae_core.errors import Misuse
 
@@ -51,13 +52,16 @@ def names(files: Sequence[Path]) -> dict[Path, str]:
     """A name for each file that stays when all of them move: the file's own, or with folders where two are equal."""
     if max(Counter(path.name for path in files).values()) == 1:
         return {path: path.name for path in files}
-    root = Path(os.path.commonpath([path.parent for path in files]))
+    try:
+        root = Path(os.path.commonpath([path.parent for path in files]))
+    except ValueError:  # some lie here, some in a store
+        raise Misuse("two files of the corpus have one name; give all of them by path, or all by address") from None
     return {path: path.relative_to(root).as_posix() for path in files}
 
 
 def suitable_bytes(files: Sequence[Path]) -> int:
     """How large slices of these files should be: a 256th of all, within limits."""
-    return min(LARGEST, max(SMALLEST, sum(path.stat().st_size for path in files) // 256))
+    return min(LARGEST, max(SMALLEST, sum(file_facts(path)[0] for path in files) // 256))
 
 
 def cut(path: Path, name: str, slice_bytes: int, *, whole_text: bool) -> Iterator[Slice]:
@@ -68,7 +72,7 @@ def cut(path: Path, name: str, slice_bytes: int, *, whole_text: bool) -> Iterato
     elif kind.by_lines and not (whole_text and kind.kind == "txt"):
         yield from _line_ranges(path, name, slice_bytes)
     else:
-        size = path.stat().st_size
+        size = file_facts(path)[0]
         yield Slice(file=str(path), name=name, start=0, stop=size, bytes=size)
 
 
@@ -98,7 +102,9 @@ def require_fields(files: Sequence[Path], text: str, identity: str | None, other
 
 
 def _matches(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
+    if uri := uri_of(pattern):
+        return _matches_in_store(uri)
+    path = local_path(Path(pattern)).expanduser()
     if path.is_dir():
         raise Misuse(f"{pattern} is a folder; name its files by a glob, such as '{pattern.rstrip('/')}/**/*.jsonl'")
     if path.is_file():
@@ -112,6 +118,15 @@ def _matches(pattern: str) -> list[Path]:
     return files
 
 
+def _matches_in_store(uri: str) -> list[Path]:
+    found = matching_files(uri)
+    if not found and is_folder(Path(uri)):
+        raise Misuse(f"{uri} is a folder; name its files by a glob, such as '{uri}/**/*.jsonl'")
+    if not found:
+        raise Misuse(f"no file matches {uri}" if glob.has_magic(uri) else f"no file {uri}")
+    return found
+
+
 def _siblings(path: Path) -> list[str]:
     return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
 
@@ -122,7 +137,7 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _row_groups(path: Path, name: str, slice_bytes: int) -> Iterator[Slice]:
-    with refused_if_unreadable(path), pq.ParquetFile(path) as file:
+    with refused_if_unreadable(path), pq.ParquetFile(parquet_source(path)) as file:
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     sizes = [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
     start, first, size, rows = 0, 1, 0, 0
@@ -134,7 +149,7 @@ def _row_groups(path: Path, name: str, slice_bytes: int) -> Iterator[Slice]:
 
 
 def _line_ranges(path: Path, name: str, slice_bytes: int) -> Iterator[Slice]:
-    size, first = path.stat().st_size, 1
+    size, first = file_facts(path)[0], 1
     with open_rows(path) as file:
         start = 0
         while start < size:
@@ -167,7 +182,7 @@ def _lines_between(file: BinaryIO, start: int, stop: int) -> int:
 
 def _declared_fields(path: Path) -> set[str]:
     if format_of(path).kind == "parquet":
-        with refused_if_unreadable(path), pq.ParquetFile(path) as file:
+        with refused_if_unreadable(path), pq.ParquetFile(parquet_source(path)) as file:
             return set(file.schema_arrow.names)
     with open_rows(path) as file:
         return set(csv_header(file, PEEKED_BYTES))
@@ -186,10 +201,10 @@ def _peeked_fields(path: Path, wanted: set[str]) -> set[str]:
 
 def _refuse_fields(path: Path, text: str, fields: Sequence[str]) -> None:
     if text != "text" or fields:
-        raise Misuse(f"{path} is plain text and has no field {(fields or [text])[0]!r}; take that setting out")
+        raise Misuse(f"{shown(path)} is plain text and has no field {(fields or [text])[0]!r}; take that setting out")
 
 
 def _require(path: Path, needed: set[str], fields: set[str]) -> None:
     for field in sorted(needed - fields):
         have = ", ".join(sorted(fields)[:30])
-        raise Misuse(f"{path} has no field {field!r}; its fields: {have}{_nearest(field, sorted(fields))}")
+        raise Misuse(f"{shown(path)} has no field {field!r}; its fields: {have}{_nearest(field, sorted(fields))}")

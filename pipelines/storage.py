@@ -5,7 +5,9 @@ Credentials come from the environment or the machine's role alone. The endpoint 
 AWS_ENDPOINT_URL.
 """
 
+import errno
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from vae_core.errors import LatentbitsError, Misuse
 
 SCHEMES = ("s3", "gs", "abfs", "abfss")
 URI = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
-CHUNK = 8 << 20
+CHUNK, READ_BYTES = 8 << 20, 1 << 20
 CONNECT_S = 5.0
 ATTEMPTS = 4
 REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID", "HTTP 403")
@@ -65,6 +67,60 @@ def is_folder(place: Path) -> bool:
     return Store.at(uri).holds_anything() if uri else place.is_dir()
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A file, at a path or a URI, open for reading. Raises FileNotFoundError."""
+    uri = uri_of(path)
+    if uri is None:
+        return path.open("rb")
+    folder, _, name = uri.rpartition("/")
+    # What pyarrow opens reads no lines.
+    return cast(BinaryIO, io.BufferedReader(cast(Any, Store.at(folder).open(name)), READ_BYTES))
+
+
+def parquet_source(path: Path) -> Any:
+    """What pyarrow reads a parquet file from, at a path or a URI, a piece at a time."""
+    uri = uri_of(path)
+    if uri is None:
+        return path
+    folder, _, name = uri.rpartition("/")
+    return Store.at(folder).open(name)
+
+
+def file_facts(path: Path) -> tuple[int, float]:
+    """Bytes of a file, at a path or a URI, and when it was written. Raises FileNotFoundError."""
+    uri = uri_of(path)
+    if uri is None:
+        facts = path.stat()
+        return facts.st_size, max(facts.st_mtime, facts.st_ctime)
+    folder, _, name = uri.rpartition("/")
+    found = Store.at(folder).facts(name)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri)
+    return found
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file at a path or a URI. Raises FileNotFoundError."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def matching_files(pattern: str) -> list[Path]:
+    """The files of a store that a URI names, or matches where it holds `*`, `?` or `[...]`; `**` for any depth."""
+    uri = uri_of(pattern) or pattern
+    bucket = "/".join(uri.split("/")[:3])
+    fixed = re.split(r"[*?\[]", uri, maxsplit=1)[0]
+    if fixed == uri:
+        folder, _, name = uri.rpartition("/")
+        return [Path(uri)] if Store.at(folder).facts(name) else []
+    store, wanted = Store.at(bucket), _glob(uri.removeprefix(f"{bucket}/"))
+    below = fixed.rpartition("/")[0].removeprefix(bucket).strip("/")
+    return [Path(f"{bucket}/{name}") for name in store.sizes(below) if wanted.fullmatch(name)]
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """A folder of an object store. Names are below it, with slashes."""
@@ -80,7 +136,7 @@ class Store:
         """The bytes of a small file; None where there is none."""
         with _told(self._address(name), "read"):
             try:
-                with self._files.open_input_stream(self._key(name)) as stream:
+                with self._files.open_input_stream(self._key(name), compression=None) as stream:
                     return bytes(stream.read())
             except FileNotFoundError:
                 return None
@@ -92,13 +148,16 @@ class Store:
 
     def write(self, name: str, content: bytes) -> None:
         """Put a small file: one request, after which the old or the new bytes are there whole."""
-        with _told(self._address(name), "write"), self._files.open_output_stream(self._key(name)) as stream:
+        with (
+            _told(self._address(name), "write"),
+            self._files.open_output_stream(self._key(name), compression=None) as stream,
+        ):
             stream.write(content)
 
     def upload(self, path: Path, name: str) -> None:
         """Put a file of this machine. An error may leave it cut short: what counts on it compares its checksum."""
         with path.open("rb") as source, _told(self._address(name), "write"):
-            stream = self._files.open_output_stream(self._key(name), buffer_size=CHUNK)
+            stream = self._files.open_output_stream(self._key(name), compression=None, buffer_size=CHUNK)
             try:
                 while block := source.read(CHUNK):
                     stream.write(block)
@@ -114,7 +173,7 @@ class Store:
         """Write a file to `path` and return its SHA-256; None where the store has none."""
         with _told(self._address(name), "read"):
             try:
-                source = self._files.open_input_stream(self._key(name))
+                source = self._files.open_input_stream(self._key(name), compression=None)
             except FileNotFoundError:
                 return None
         digest = hashlib.sha256()
@@ -128,7 +187,7 @@ class Store:
         """SHA-256 of a file, read as a stream; None where there is none."""
         with _told(self._address(name), "read"):
             try:
-                source = self._files.open_input_stream(self._key(name))
+                source = self._files.open_input_stream(self._key(name), compression=None)
             except FileNotFoundError:
                 return None
             digest = hashlib.sha256()
@@ -194,6 +253,15 @@ class Store:
 
     def _address(self, name: str) -> str:
         return f"{self.uri}/{name}".rstrip("/")
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    """A glob as a regular expression, `**` for any depth."""
+    pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    found = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
+    return re.compile(
+        "".join(pieces.get(piece) or (piece if piece.startswith("[") else re.escape(piece)) for piece in found)
+    )
 
 
 @cache

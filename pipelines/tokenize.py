@@ -23,6 +23,7 @@ from pipelines.corpus import CorpusConfig, Slice, corpus_inputs, plan_slices
 from pipelines.duplicates import drop_duplicates, find_duplicates
 from pipelines.part_files import PartFiles, PartJob
 from pipelines.progress import Progress, Silent
+from pipelines.published import fetch
 from pipelines.readers import format_of
 from pipelines.rejected import REJECTED, write_rejected
 from pipelines.sample import learn, learned_types
@@ -122,7 +123,7 @@ def _make_worker(corpus: CorpusConfig, folder: Path) -> Callable[[PartJob], Part
 
 def _done(folder: Path, job: PartJob) -> Part | None:
     part = find_part(folder, job.name)
-    return part if part and all(file.exists() for file in PartFiles.of(folder, job.number)) else None
+    return part if part and all(fetch(file) for file in PartFiles.of(folder, job.number)) else None
 
 
 def _note(parts: Mapping[str, Part]) -> str:

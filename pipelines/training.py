@@ -17,7 +17,7 @@ from pipelines.aggressive import Lag, aggressive_step, looked_at
 from pipelines.artifact import Artifact, write_text
 from pipelines.batches import digest, rows_of_worker
 from pipelines.engine import PretrainConfig, set_learning_rate
-from pipelines.held_out import Watch, export, forget, looked
+from pipelines.held_out import Watch, best, export, forget, looked
 from pipelines.phases import Job, PhaseRun, Schedule
 from vae_core.errors import LatentbitsError
 from vae_core.model import VAE, Terms
@@ -63,7 +63,8 @@ def _train(job: Job) -> None:
         lag, watch = _step(run, lag, watch, step, journal)
         if run.schedule.saves_after(step):
             state = {"multiplier": tuple(run.multiplier), "lag": asdict(lag), "watch": asdict(watch)}
-            checkpoint.save(run.engine, job.scratch / CHECKPOINTS, step + 1, state)
+            beside = [job.scratch / METRICS, best(job.scratch, watch)]
+            checkpoint.save(run.engine, job.scratch / CHECKPOINTS, step + 1, state, beside)
             forget(run, watch)
     export(run, watch, job.scratch / EXPORT)
 

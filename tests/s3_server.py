@@ -54,7 +54,7 @@ class S3Server:
         files = self.files()
         found = files.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
         return {
-            info.path.removeprefix(f"{root}/"): files.open_input_stream(info.path).read()
+            info.path.removeprefix(f"{root}/"): files.open_input_stream(info.path, compression=None).read()
             for info in found
             if info.type == fs.FileType.File
         }

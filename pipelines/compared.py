@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from pipelines.artifact import Artifact, Input
 from pipelines.code_files import CodeFiles, packed_bytes
+from pipelines.segment_files import NO_WORD_CONFIDENCE
 from vae_core.errors import Misuse, Stale
-
-NOTHING_KNOWN = 0.5
-"""The confidence in the code of a document without a known word."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +98,8 @@ def _read(path: Path, codes: NDArray[np.uint8], informative: NDArray[np.bool_], 
         for batch in file.iter_batches(columns=["code", "confidence"]):
             rows = slice(row, row + len(batch))
             codes[rows] = packed_bytes(batch.column("code"))
-            informative[rows] = batch.column("confidence").to_numpy() > NOTHING_KNOWN
+            known = batch.column("confidence").to_numpy() > NO_WORD_CONFIDENCE
+            informative[rows] = known | codes[rows].any(axis=1)
             row += len(batch)
     return row
 

@@ -4,7 +4,10 @@ A shingle is three words in a row, by a hash of 32 bits; a text of one or two wo
 punctuation do not count.
 """
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,7 @@ class Shingles:
     @classmethod
     def of(cls, texts: pa.Array | pa.ChunkedArray) -> "Shingles":
         """The shingles of `texts`, in memory."""
-        pieces = [_Piece.of(chunk) for chunk in _chunks([texts])]
+        pieces = list(_pieces([texts]))
         counts = np.concatenate([np.zeros(1, np.int64), *(piece.counts for piece in pieces)])
         return cls(
             np.concatenate([np.empty(0, np.uint32), *(piece.values for piece in pieces)]),
@@ -115,8 +118,7 @@ def write_shingles(texts: Iterable[pa.Array], folder: Path) -> Shingles:
 def _write(texts: Iterable[pa.Array], names: dict[str, Path]) -> NDArray[np.uint32]:
     counts = [np.empty(0, np.uint32)]
     with names["values"].open("wb") as values, names["sums"].open("wb") as sums, names["sketches"].open("wb") as drawn:
-        for chunk in _chunks(texts):
-            piece = _Piece.of(chunk)
+        for piece in _pieces(texts):
             counts.append(piece.counts.astype(np.uint32))
             values.write(piece.values.tobytes())
             sums.write(piece.sums.tobytes())
@@ -147,6 +149,19 @@ class _Piece:
         drawn = np.zeros((len(texts), SKETCH_BITS), bool)
         drawn[owners, values % SKETCH_BITS] = True
         return cls(values, counts, sums, np.packbits(drawn, axis=1).view(np.uint64))
+
+
+def _pieces(texts: Iterable[pa.Array | pa.ChunkedArray]) -> Iterator[_Piece]:
+    """The texts some at a time, in order, by as many threads as there are cores: all of the work is done in C."""
+    threads = len(os.sched_getaffinity(0))
+    waiting: deque[Future[_Piece]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk in _chunks(texts):
+            waiting.append(pool.submit(_Piece.of, chunk))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _words(texts: pa.Array) -> tuple[NDArray[np.uint64], Rows]:

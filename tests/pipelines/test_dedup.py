@@ -16,6 +16,7 @@ import pipelines.dedup as stage
 from pipelines.artifact import MANIFEST, Artifact, Draft, Plan, begin, record_part
 from pipelines.dedup import DedupConfig, dedup
 from pipelines.index import IndexConfig, index
+from pipelines.index_changes import delete
 from pipelines.near_duplicates import Duplicate, NearDuplicates
 from pipelines.radius import interval
 from vae_core.errors import Damaged, Misuse, Stale
@@ -242,6 +243,22 @@ def test_an_index_serves_as_the_known_collection(tmp_path: Path) -> None:
     assert inputs == ["codes", "against"]
 
 
+def test_documents_that_the_index_deleted_or_knows_nothing_of_make_no_duplicates(tmp_path: Path) -> None:
+    codes = np.repeat(np.array([2, 1, 0], np.uint8)[:, None], 8, axis=1)
+    texts = ["a b c d", "e f g h", "i j k l"]
+    known = write_collection(tmp_path / "known", codes, texts, confidence=np.array([0.9, 0.9, 0.5]), prefix="k")
+    fresh = write_collection(tmp_path / "fresh", codes, texts, prefix="n")
+    made = index(known, tmp_path / "index", IndexConfig())
+    config = DedupConfig(radius=0, confirm=True)
+    before = dedup(fresh, tmp_path / "out", config, against=made.path)
+    assert [one.kept_id for one in NearDuplicates.open(before.path).duplicates] == ["k0", "k1"]
+    delete(made.path, ["k0"])
+    with pytest.raises(Stale, match="input against has changed"):
+        dedup(fresh, tmp_path / "out", config, against=made.path)
+    after = dedup(fresh, tmp_path / "out", config, against=made.path, overwrite=True)
+    assert [one.kept_id for one in NearDuplicates.open(after.path).duplicates] == ["k1"]
+
+
 def test_the_radius_is_the_largest_that_is_precise_on_a_sample(tmp_path: Path) -> None:
     """Copies are up to 2 bits apart, and other documents of the same kind 4: so 3 is the widest precise radius."""
     chance = np.random.default_rng(7)
@@ -320,6 +337,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, monkeyp
         passes = 0
 
         def start(self, stage: str, total: int, unit: str) -> None:
+            del stage, total
             self.unit = unit
 
         def advance(self, amount: int, note: str = "", metrics: object = None) -> None:

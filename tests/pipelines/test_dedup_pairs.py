@@ -22,7 +22,7 @@ TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "the QUICK brown fox, jumps over the lazy dog",
     "The quick brown fox jumps over the lazy cat.",
-    "Der schnelle braune Fuchs — „schnell“ – springt über den faulen Hund … ja",
+    "Der schnelle braune Fuchs — „schnell“ springt über den faulen Hund … ja",
     "der schnelle braune fuchs schnell springt über den faulen hund ja!",
     "two words",
     "TWO—words",
@@ -68,7 +68,9 @@ def codes_near_one_another(bits: int, count: int, seed: int) -> np.ndarray:
 
 
 def found_by(join: HammingJoin) -> list[tuple[int, int]]:
-    return [pair for table in range(len(join)) for some in join.pairs(table) for pair in zip(*map(list, some))]
+    return [
+        pair for table in range(len(join)) for some in join.pairs(table) for pair in zip(*map(list, some), strict=True)
+    ]
 
 
 def all_within(codes: np.ndarray, radius: int, known: int = 0) -> set[tuple[int, int]]:
@@ -143,7 +145,9 @@ def test_the_join_of_texts_misses_no_pair(similar: float, known: int, monkeypatc
     units = np.flatnonzero(shingles.sizes > 0)
     join = TextJoin(shingles, units, similar, known)
     assert len(join) > 1
-    found = {pair for table in range(len(join)) for some in join.pairs(table) for pair in zip(*map(list, some))}
+    found = {
+        pair for table in range(len(join)) for some in join.pairs(table) for pair in zip(*map(list, some), strict=True)
+    }
     near = {
         (i, j)
         for j in range(known, len(units))

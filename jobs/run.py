@@ -16,8 +16,10 @@ from pipelines.pretrain import lends_neighbours, pretrain
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import shared_cluster
 from pipelines.slices import find_files
+from pipelines.storage import Store, is_folder, shown, uri_of
 from pipelines.tokenize import tokenize
 from pipelines.tracking import NoTracking, Tracker, Tracking, sqlite_uri
+from pipelines.working_folder import home
 from vae_core.errors import Misuse
 from vae_core.latents import SETS
 
@@ -77,7 +79,7 @@ def run(
     _require_codes(config, chosen)
     _require_embeddings(config, chosen)
     _require_origins(config, chosen)
-    tracking = _tracker(config.tracking, config.out, config.out.resolve().parent)
+    tracking = _tracker(config.tracking, config.out, _beside(config.out))
     stages = _stages(config, overwrite, progress, tracking)
     done: list[Done] = []
     failed = True
@@ -130,7 +132,7 @@ def _require_codes(config: RunConfig, chosen: tuple[str, ...]) -> None:
 
 def _require_embeddings(config: RunConfig, chosen: tuple[str, ...]) -> None:
     """Raise Misuse where a model is to be trained on embeddings that nothing makes."""
-    there = (config.out / "embeddings").is_dir()
+    there = is_folder(config.out / "embeddings")
     if config.model.joined and "pretrain" in chosen and config.embed.folder is None and not there:
         raise Misuse("model.encoder.joined reads documents' embeddings, and nothing makes them; set embed.folder")
 
@@ -141,9 +143,9 @@ def _require_origins(config: RunConfig, chosen: tuple[str, ...]) -> None:
         find_files(config.corpus.files)
         return
     for name in READS[chosen[0]]:
-        if not (config.out / name).is_dir():
+        if not is_folder(config.out / name):
             raise Misuse(
-                f"{chosen[0]} reads {config.out / name}, which is not there; "
+                f"{chosen[0]} reads {shown(config.out / name)}, which is not there; "
                 f"give the folder of a run that has it, or run the stages before {chosen[0]} first"
             )
 
@@ -179,7 +181,7 @@ def _stages(
             out,
             parts,
             how,
-            embeddings=_if(parts.joined and embeddings.exists(), embeddings),
+            embeddings=_if(parts.joined and is_folder(embeddings), embeddings),
             graph=_if(has_work("graph", config), near),
             overwrite=overwrite,
             progress=progress,
@@ -192,7 +194,7 @@ def _stages(
             shards,
             out,
             config.encode,
-            embeddings=_if(embeddings.exists(), embeddings),
+            embeddings=_if(is_folder(embeddings), embeddings),
             encoder_folder=config.embed.folder,
             overwrite=overwrite,
             progress=progress,
@@ -208,7 +210,7 @@ def _stages(
             out,
             _judge(config, embeddings),
             queries=config.query_corpus(),
-            shards=_if(shards.exists(), shards),
+            shards=_if(is_folder(shards), shards),
             encoder_folder=config.embed.folder,
             overwrite=overwrite,
             progress=progress,
@@ -255,10 +257,13 @@ def _track(done: Done, tracking: Tracker) -> None:
     }
     tracking.log(done.stage, numbers | {"seconds": done.seconds}, step=0)
     inputs = {f"input.{item.name}": item.fingerprint for item in manifest.inputs}
-    tracking.tags(done.stage, {"fingerprint": done.artifact.fingerprint, "path": str(done.artifact.path)} | inputs)
+    tracking.tags(done.stage, {"fingerprint": done.artifact.fingerprint, "path": done.artifact.place} | inputs)
 
 
-def _written(out: Path) -> int | None:
+def _written(out: Path) -> object:
+    """What changes when an artifact is written at `out`; None while there is none."""
+    if uri := uri_of(out):
+        return Store.at(uri).read(MANIFEST)
     manifest = out / MANIFEST
     return manifest.stat().st_mtime_ns if manifest.exists() else None
 
@@ -266,11 +271,17 @@ def _written(out: Path) -> int | None:
 def _tracker(config: TrackingConfig, run_folder: Path, database: Path) -> Tracker:
     if not config.enabled:
         return NoTracking()
-    uri = config.uri or sqlite_uri(database)
-    return Tracking.start(uri, config.experiment, run_folder.resolve().name, run_folder / ".tracking")
+    uri, stored = config.uri or sqlite_uri(database), uri_of(run_folder)
+    spool = home(stored) if stored else run_folder
+    return Tracking.start(uri, config.experiment, spool.resolve().name, spool / ".tracking")
+
+
+def _beside(run_folder: Path) -> Path:
+    """The folder of this machine that holds the run's; for a run in a store the one that the command is run in."""
+    return Path.cwd() if uri_of(run_folder) else run_folder.resolve().parent
 
 
 def _database(run_folder: Path) -> Path:
     """Where a stage on its own is tracked: beside its run folder if runs are tracked there, else inside."""
-    beside = run_folder.resolve().parent
-    return beside if (beside / "mlflow.db").exists() else run_folder
+    beside = _beside(run_folder)
+    return beside if (beside / "mlflow.db").exists() or uri_of(run_folder) else run_folder

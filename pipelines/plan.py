@@ -4,10 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-from pydantic import ValidationError, computed_field, model_validator
+from pydantic import Field, ValidationError, computed_field, model_validator
 
 from vae_core.config import Config
 from vae_core.errors import Damaged, Stale
@@ -26,7 +25,7 @@ class Part(Config):
     rows: int
     bytes: int
     checksum: str
-    statistics: Mapping[str, Any] = MappingProxyType({})
+    statistics: Mapping[str, Any] = Field(default_factory=dict)
 
 
 class Input(Config):

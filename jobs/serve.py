@@ -16,9 +16,14 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     model: Annotated[Path | None, typer.Option("--model", help="The model of the index, if it was moved.")] = None,
     encoder_folder: EncoderFolder = None,
+    on_cluster: Annotated[
+        bool, typer.Option("--cluster", help="Run on the Ray cluster at RAY_ADDRESS, or one started here.")
+    ] = False,
     settings: Set = None,
 ) -> None:
     """Answer queries over HTTP, and in a browser at the same address, until Ctrl-C or SIGTERM.
+
+    On a cluster, `serve.cluster.replicas` processes answer, and `serve.cluster.spread` share the segments out.
 
     Example: `latentbits serve runs/demo/index --port 8000`
     """
@@ -29,6 +34,11 @@ def serve(
 
     config = load_config(None, settings or []).serve
     token = required_token(host)
+    if on_cluster:
+        from pipelines.service_cluster import serve_on_cluster, serving
+
+        serve_on_cluster(serving(index, model, encoder_folder, host, port, config), ready=typer.echo)
+        return
     searcher = Searcher.open(index, model, encoder_folder, config.refresh_s)
     listening = listen(host, port)
     address, number = listening.getsockname()[:2]

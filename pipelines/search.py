@@ -123,7 +123,7 @@ class Index:
         found = [Candidates.none(len(queries), k)]
         for view, start, subset in zip(opened.views, opened.starts, chosen, strict=False):
             found.append(subset.nearest(view.segment.scan, queries, k, rank).shifted(start))
-        return _hits_of(queries, joined(found).best(k), rank, opened)
+        return hits_of(queries, joined(found).best(k), rank, opened)
 
     def like(self, id: str, k: int = 10, where: str | None = None) -> Hits:
         """The k documents nearest to the one with this id, without itself. Raises Misuse where there is none."""
@@ -157,7 +157,7 @@ class Index:
             np.concatenate([getattr(none, name), *(getattr(one, name) for one in best)])
             for name in ("rows", "scores", "distances")
         )
-        return _hits_of(queries, Candidates(rows, scores, distances), rank, opened)
+        return hits_of(queries, Candidates(rows, scores, distances), rank, opened)
 
     def _log_odds(self, query: np.ndarray | str | Sequence[str]) -> np.ndarray:
         if isinstance(query, np.ndarray):
@@ -257,7 +257,7 @@ def require_model(index: Index, fingerprint: str) -> None:
         )
 
 
-def _hits_of(queries: Queries, best: Candidates, rank: Rank, opened: Opened) -> Hits:
+def hits_of(queries: Queries, best: Candidates, rank: Rank, opened: Opened) -> Hits:
     asks = np.any(queries.log_odds != 0, axis=1, keepdims=True)
     best = best.keeping(asks & (best.rows >= 0))
     constant = queries.normaliser[:, None] if rank == "log-odds" else 0.0

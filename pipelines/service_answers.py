@@ -26,6 +26,10 @@ class Unknown(Misuse):
     """There is no document of that id."""
 
 
+class Unavailable(LatentbitsError):
+    """Something that answers is away for a moment; asking again is the remedy."""
+
+
 Outcome = dict[str, Any] | LatentbitsError
 """An answer, or why there is none."""
 
@@ -114,14 +118,16 @@ class Searcher:
     ) -> None:
         """Answer the queries at `places`, which share ranking and filter, by one search for the most hits of any."""
         known = [one for place in places if isinstance(one := asked[place], _Asked)]
-        most = max(1, min(len(self.index), max(queries[place].k for place in places)))
+        wanted = [
+            0 if one.known_words == 0 else _fetched(queries[place]) for place, one in zip(places, known, strict=True)
+        ]
+        most = max(1, min(len(self.index), max(wanted)))
         try:
             found = self.index.search(np.stack([one.log_odds for one in known]), most, rank, where)
         except LatentbitsError as error:
             for place in places:
                 outcomes[place] = error
             return
-        wanted = [0 if one.known_words == 0 else queries[place].k for place, one in zip(places, known, strict=True)]
         kept = _cut(found, wanted)
         for place, one, rows, listed in zip(places, known, kept.rows, hits(self.index, kept), strict=True):
             outcomes[place] = self._written(queries[place], one, rows, listed)
@@ -129,13 +135,16 @@ class Searcher:
     def _written(
         self, query: Query, asked: "_Asked", rows: NDArray[np.int64], listed: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        answer: dict[str, Any] = {"query": query.asked, "rank": query.rank, "known_words": asked.known_words}
-        answer["hits"] = listed
+        others = [(hit, int(row)) for hit, row in zip(listed, rows[rows >= 0], strict=True) if hit["id"] != query.id]
+        answer: dict[str, Any] = {"query": query.asked, "rank": query.rank}
+        if query.text is not None:
+            answer["known_words"] = asked.known_words
+        answer["hits"] = [hit for hit, _ in others[: query.k]]
         if asked.known_words == 0:
             answer["message"] = NO_WORD
         if query.explain:
-            for hit, row in zip(listed, rows[rows >= 0], strict=True):
-                hit["code"] = self.index.code(int(row)).tobytes().hex()
+            for hit, row in others:
+                hit["code"] = self.index.code(row).tobytes().hex()
             answer["code"] = np.packbits(asked.log_odds > 0, bitorder="little").tobytes().hex()
             answer["log_odds"] = [round(float(value), 4) for value in asked.log_odds]
             vocabulary = self.encoder.tokenizer.vocabulary.ids
@@ -155,6 +164,11 @@ class Searcher:
         if row is None:
             raise Unknown(f"the index has no document {id!r}; give the id of a hit")
         return row
+
+
+def _fetched(query: Query) -> int:
+    """How many hits to look for: of a document one more, since it is the nearest to itself."""
+    return query.k + (query.id is not None)
 
 
 def _cut(found: Hits, wanted: Sequence[int]) -> Hits:

@@ -5,6 +5,14 @@ from pydantic import Field
 from vae_core.config import Config
 
 
+class SpreadConfig(Config):
+    """How the service is laid out on a cluster."""
+
+    replicas: int = Field(default=1, ge=1, description="processes that take requests, encode and merge")
+    spread: int = Field(default=1, ge=1, description="processes that the segments are shared out to")
+    cores: float = Field(default=1, gt=0, description="cores that each of these processes holds")
+
+
 class ServeConfig(Config):
     """Limits of the search service; none of them changes an answer."""
 
@@ -21,3 +29,4 @@ class ServeConfig(Config):
     drain_s: int = Field(default=30, ge=1, description="seconds that running requests have to end when told to stop")
     refresh_s: float = Field(default=1, ge=0, description="seconds after which a new version of the index is seen")
     log_text: bool = Field(default=False, description="whether logs hold the texts of queries")
+    cluster: SpreadConfig = SpreadConfig()

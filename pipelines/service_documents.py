@@ -1,5 +1,6 @@
 """Documents that clients add and delete: encoded by the index's own model, and on disk before they are told so."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vae_core.errors import LatentbitsError, Misuse
 
 ALWAYS = ("id", "text", "labels", "component")
 """Columns of every index; the others are metadata."""
+WAIT_S = 5.0
 
 
 class Conflict(Misuse):
@@ -77,12 +79,18 @@ class Writer:
 
 
 def _written(change: Callable[[], int]) -> None:
-    try:
-        change()
-    except Misuse:
-        raise
-    except (LatentbitsError, OSError) as error:
-        raise Unwritten(f"nothing was changed: {error}") from error
+    """Make a change; another writer, such as another replica, has some time to be done with its own."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            change()
+            return
+        except Misuse:
+            raise
+        except (LatentbitsError, OSError) as error:
+            if isinstance(error, OSError) or time.monotonic() > deadline:
+                raise Unwritten(f"nothing was changed: {error}") from error
+            time.sleep(0.05)
 
 
 def _require_unique(ids: list[str]) -> None:

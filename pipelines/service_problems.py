@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from pipelines.service_answers import Unknown
+from pipelines.service_answers import Unavailable, Unknown
 from pipelines.service_batches import Busy
 from pipelines.service_documents import Conflict, Unwritten
 from pipelines.service_requests import Problem
@@ -23,7 +23,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "too much waits, or the service is stopping"},
     504: {"model": Problem, "description": "no answer within the time allowed"},
 }
-STATUS = {Unknown: 404, Conflict: 409, Busy: 503, Unwritten: 503}
+STATUS = {Unknown: 404, Conflict: 409, Busy: 503, Unwritten: 503, Unavailable: 503}
 RETRY = {"retry-after": "1"}
 
 

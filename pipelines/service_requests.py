@@ -16,7 +16,7 @@ class Query(Config, json_schema_extra={"examples": [QUERY]}):
     """One query: a text, the id of a document to find others like it, or a raw code."""
 
     text: str | None = Field(default=None, description="what to look for, in words")
-    id: str | None = Field(default=None, description="a document of the index: more like this one")
+    id: str | None = Field(default=None, description="a document of the index: others like it")
     code: str | None = Field(default=None, description="a code as hexadecimal digits, bytes in their stored order")
     k: int = Field(default=10, ge=1, description="how many hits")
     rank: Rank = Field(default="log-odds", description="how hits are ordered")
@@ -100,13 +100,13 @@ class Hit(ShownDocument):
 class Answer(Config):
     """The hits of one query, best first.
 
-    known_words: words of the query that the model knows; null where it reads more than words, or the query is no text.
+    known_words: of a text, the words that the model knows; null where it reads more than words.
     message: why there is no hit, where the query itself is the reason.
     """
 
     query: str
     rank: Rank
-    known_words: int | None
+    known_words: int | None = None
     hits: list[Hit]
     message: str | None = None
     code: str | None = None

@@ -84,14 +84,13 @@ async function show() {
   at("start").hidden = true;
   const mine = ++latest;
   document.body.classList.add("busy");
-  const body = { rank: query.rank, k: query.id ? query.k + 1 : query.k, explain: true };
+  const body = { rank: query.rank, k: query.k, explain: true };
   if (query.filter) body.filter = query.filter;
   body[query.id ? "id" : "text"] = query.id || query.text;
   try {
     const began = performance.now();
     const answer = await ask("search", body);
     if (mine !== latest) return undefined;
-    if (query.id) answer.hits = answer.hits.filter((hit) => hit.id !== query.id).slice(0, query.k);
     if (shown && shown.query !== answer.query) scrollTo(0, 0);
     showAnswer(answer, performance.now() - began);
   } catch (error) {
@@ -275,8 +274,8 @@ async function showTwins(panel, hit) {
   const radius = Math.max(1, Math.round(hit.code.length / 8));
   panel.append(make("p", "soft", {}, "Looking…"));
   try {
-    const found = await ask("search", { id: hit.id, rank: "hamming", k: 51 });
-    const near = found.hits.filter((one) => one.id !== hit.id && one.distance <= radius);
+    const found = await ask("search", { id: hit.id, rank: "hamming", k: 50 });
+    const near = found.hits.filter((one) => one.distance <= radius);
     panel.replaceChildren(near.length ? twinList(near) : make("p", "soft", {}, `No other document within ${radius} bits.`));
   } catch (error) {
     panel.replaceChildren(make("p", "", {}, error.message));

@@ -32,11 +32,11 @@ class IdLookup:
             self.digests, self.rows = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise Damaged(f"{path} cannot be read as .npy ({error}); run index with --overwrite") from error
-        self._ids_of = ids_of
+        self.ids_of = ids_of
 
     def find(self, ids: pa.Array, digests_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places in `ids` (n,) of those that are here, ascending, and the row of each; an id may have several rows."""
-        order = np.argsort(digests_n, kind="stable")
+        order = np.argsort(digests_n)
         sought = digests_n[order]
         low = np.searchsorted(self.digests, sought, side="left")
         counts = np.searchsorted(self.digests, sought, side="right") - low
@@ -45,8 +45,19 @@ class IdLookup:
         rows = self.rows[np.repeat(low, counts) + steps].astype(np.int64)
         if not len(rows):
             return places, rows
-        same = pa.compute.equal(self._ids_of(rows), ids.take(pa.array(places)))
+        same = pa.compute.equal(self.ids_of(rows), ids.take(pa.array(places)))
         good = np.asarray(same.to_numpy(zero_copy_only=False), bool)
         places, rows = places[good], rows[good]
         sorted_places = np.lexsort((rows, places))
         return places[sorted_places], rows[sorted_places]
+
+    def shared(self, other: "IdLookup") -> np.ndarray:
+        """Rows of this segment whose ids are in the other one too."""
+        if not len(self.digests) or not len(other.digests):
+            return np.empty(0, np.int64)
+        places = np.minimum(np.searchsorted(self.digests, other.digests), len(self.digests) - 1)
+        alike = np.flatnonzero(self.digests[places] == other.digests)
+        if not len(alike):
+            return np.empty(0, np.int64)
+        ids = other.ids_of(other.rows[alike].astype(np.int64)).combine_chunks()
+        return self.find(ids, other.digests[alike])[1]

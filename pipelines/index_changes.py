@@ -193,9 +193,9 @@ def _require_unique(segment: Segment) -> None:
 def _known_rows(opened: Index, segment: Segment) -> np.ndarray:
     """Rows of the index whose ids are in the new segment too."""
     rows = [np.empty(0, np.int64)]
-    for start in range(0, len(segment), 1 << 20):
-        some = np.arange(start, min(start + (1 << 20), len(segment)))
-        rows.append(opened.rows_of(segment.table(some, ["id"])["id"].combine_chunks())[1])
+    for view, start in zip(opened.opened.views, opened.starts, strict=False):
+        found = view.segment.lookup.shared(segment.lookup)
+        rows.append(start + found[~view.deleted_at(found)])
     return np.concatenate(rows)
 
 

@@ -220,6 +220,8 @@ def _is_here(path: Path, digest: str, size: int | None) -> bool:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """One process of this machine at a time fetches a file; the others find it here."""
-    with path.with_name(f".{path.name}.fetching").open("a") as file:
+    lock = path.with_name(f".{path.name}.fetching")
+    with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+        lock.unlink(missing_ok=True)  # at worst two fetch it

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines.artifact import Artifact, Draft, Input, Plan, begin, record_part, write_text
+from pipelines.artifact import Artifact, Draft, Input, Plan, begin, record_part, replacing, write_text
 from pipelines.code_figures import code_figures
 from pipelines.corpus import CorpusConfig, corpus_inputs
 from pipelines.database import Database, shards_of
@@ -24,6 +24,7 @@ from pipelines.precision import Labels
 from pipelines.progress import Progress, Silent
 from pipelines.protocol import protocol, warnings
 from pipelines.queries import Queries, read_queries
+from pipelines.query_figures import QUERIES, QueryFigures
 from pipelines.rankings import rankings
 from pipelines.report import html_report
 from pipelines.search import Index, require_model
@@ -85,10 +86,10 @@ def evaluate(
     encoder = Encoder.load(trained.path, encoder_folder)
     require_model(opened, encoder.fingerprint)
     database = Database(opened, encoder, tokenized, embedded)
-    report = _report(database, queries, config, encoder_folder, progress)
+    report, figures = _report(database, queries, config, encoder_folder, progress)
     if other is not None:
         report["drift"] = drift(opened, other, config.seed)
-    return _write(draft, report)
+    return _write(draft, report, figures)
 
 
 def _report(
@@ -97,7 +98,7 @@ def _report(
     config: EvaluateConfig,
     encoder_folder: Path | None,
     progress: Progress,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], QueryFigures]:
     queries, labelled = _queries(database, corpus, config, progress)
     embedded_QD = _embedded(database, queries, encoder_folder, progress) if database.embeddings else None
     log_odds_QK = _log_odds(database, queries, embedded_QD, progress)
@@ -105,7 +106,9 @@ def _report(
     asked = Labels.of(queries.table.column("labels"), database.labels.names)
     labels = (database.labels, asked) if labelled else None
     measured = measure(compared, queries, len(database), labels, progress)
-    return {
+    ids = queries.table.column("id").to_pylist()
+    figures = QueryFigures.of(ids, database.index.column("id").chunks, measured)
+    report = {
         "bits": database.index.bits,
         "documents": len(database),
         "queries": len(queries) if labelled else 0,
@@ -117,6 +120,7 @@ def _report(
         "code_health": code_figures(database, queries.table, log_odds_QK),
         "protocol": protocol(compared, corpus, labelled=labelled),
     }
+    return report, figures
 
 
 def _queries(
@@ -197,10 +201,12 @@ def _plan(inputs: list[Input], queries: CorpusConfig | None, config: EvaluateCon
     return Plan(kind="report", config=settings, inputs=tuple(inputs))
 
 
-def _write(draft: Draft, report: dict[str, Any]) -> Artifact:
+def _write(draft: Draft, report: dict[str, Any], figures: QueryFigures) -> Artifact:
     write_text(draft.path / "report.json", json.dumps(report, indent=1) + "\n")
     write_text(draft.path / "report.html", html_report(report))
-    parts = [record_part(draft.path, name, 1) for name in ("report.json", "report.html")]
+    with replacing(draft.path / QUERIES) as temporary:
+        figures.write(temporary)
+    parts = [record_part(draft.path, name, 1) for name in ("report.json", "report.html", QUERIES)]
     return draft.finish(parts, _statistics(report))
 
 

@@ -2,28 +2,22 @@
 
 import hashlib
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from pipelines.mlflow_client import REFUSED, artifact_place, connect, without_password
+from pipelines.model_registry import Registry
 from vae_core.config import Config
 
 log = logging.getLogger(__name__)
 BATCH_ENTRIES = 100
 """MLflow takes no more params or tags at a time."""
 
-REFUSED = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"})
-"""What a server answers when it will never take a record; every other failure is tried again."""
-
-QUIET = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
+PARENT = ""
+"""The stage of records about the whole job, which go to the parent run."""
 
 
 class Run(Config):
@@ -61,41 +55,45 @@ class Server:
         for record in records:
             if "stage" in record:
                 sent = self._with_run(record, sent)
-                entries.setdefault(sent.runs[record["stage"]].id, []).extend(_entries(record))
+                run = sent.runs[record["stage"]]
+                entries.setdefault(run.id, []).extend(_entries(record, run.params))
         for run_id, group in entries.items():
             for start in range(0, len(group), BATCH_ENTRIES):
                 self._log(run_id, group[start : start + BATCH_ENTRIES])
         for record in records:
-            if "artifact" in record:
-                self._copy(sent.runs[record["stage"]].id, Path(record["artifact"]))
             if "end" in record:
                 self._end(sent, record["end"])
+            elif "stage" in record:
+                self._keep(sent.runs[record["stage"]].id, record)
         return sent
 
     def _connect(self) -> None:
         if self._client is not None:
             return
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        place = _artifact_place(self.uri)
-        client = MlflowClient(tracking_uri=self.uri)
+        client = connect(self.uri)
         known = client.get_experiment_by_name(self.experiment)
+        place = artifact_place(self.uri)
         self._experiment_id = known.experiment_id if known else client.create_experiment(self.experiment, place)
         self._client = client
 
     def _with_run(self, record: dict[str, Any], sent: Sent) -> Sent:
         """`sent` with a run for the record's stage: the one it has, unless the record brings other params."""
         stage, params = record["stage"], record.get("params", {})
+        if stage == PARENT:
+            return self._with_parent(params, sent)
         run = sent.runs.get(stage)
         if run is None or any(run.params.get(name, value) != value for name, value in params.items()):
             attempt = run.attempt + 1 if run else 0
             run = Run(id=self._run_marked(f"{sent.key}/{stage}/{attempt}", stage, sent.parent), attempt=attempt)
         run = run.model_copy(update={"params": run.params | params})
         return sent.model_copy(update={"runs": sent.runs | {stage: run}})
+
+    def _with_parent(self, params: dict[str, str], sent: Sent) -> Sent:
+        """The run of all stages keeps the params that it was begun with."""
+        run = sent.runs.get(PARENT) or Run(id=sent.parent or "")
+        return sent.model_copy(
+            update={"runs": sent.runs | {PARENT: run.model_copy(update={"params": params | run.params})}}
+        )
 
     def _run_marked(self, mark: str, name: str, parent: str | None) -> str:
         """The run tagged `mark`: one that was made just before a kill, or else a new one."""
@@ -127,6 +125,22 @@ class Server:
             for entry in entries:
                 self._log(run_id, [entry])
 
+    def _keep(self, run_id: str, record: dict[str, Any]) -> None:
+        if "artifact" in record:
+            self._copy(run_id, Path(record["artifact"]))
+        if "model" in record:
+            self._register(run_id, record["model"])
+
+    def _register(self, run_id: str, model: dict[str, Any]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            Registry(self._client, model["name"]).register(run_id, model)
+        except MlflowException as error:
+            if error.error_code not in REFUSED:
+                raise
+            log.warning("MLflow at %s refuses the model %s: %s", self.name, model["name"], without_password(str(error)))
+
     def _copy(self, run_id: str, path: Path) -> None:
         if path.is_dir():
             self._client.log_artifacts(run_id, str(path), path.name)
@@ -136,22 +150,18 @@ class Server:
             log.warning("%s was to be copied to MLflow at %s, and is gone", path, self.name)
 
     def _end(self, sent: Sent, status: str) -> None:
-        for run_id in [*(run.id for run in sent.runs.values()), sent.parent]:
+        for run_id in dict.fromkeys([*(run.id for run in sent.runs.values()), sent.parent]):
             self._client.set_terminated(run_id, status)
 
 
-def without_password(text: str) -> str:
-    """`text`, fit to be printed: the URIs in it without what stands before an @."""
-    return re.sub("//[^/@ ]*@", "//", text)
-
-
-def _entries(record: dict[str, Any]) -> list[Any]:
+def _entries(record: dict[str, Any], params: dict[str, str]) -> list[Any]:
+    """What MLflow takes of a record; a param that its run has with another value stays as it is there."""
     from mlflow.entities import Metric, Param, RunTag
 
     metrics = record.get("metrics", {}).items()
     return [
         *(Metric(_allowed(name), value, record["time"], record["step"]) for name, value in metrics),
-        *(Param(_allowed(name), value) for name, value in record.get("params", {}).items()),
+        *(Param(_allowed(name), params.get(name, value)) for name, value in record.get("params", {}).items()),
         *(RunTag(_allowed(name), value) for name, value in record.get("tags", {}).items()),
     ]
 
@@ -159,12 +169,3 @@ def _entries(record: dict[str, Any]) -> list[Any]:
 def _allowed(name: str) -> str:
     """`name` with the characters that MLflow takes."""
     return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def _artifact_place(uri: str) -> str | None:
-    """Where a database of our own keeps copied files: beside it; a server has its own place."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    folder = Path(uri.removeprefix("sqlite:///")).parent.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "mlflow-artifacts").as_uri()

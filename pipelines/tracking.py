@@ -19,7 +19,8 @@ from typing import Any, Protocol, Self
 from pydantic import ValidationError
 
 from pipelines.artifact import write_text
-from pipelines.mlflow_runs import Sent, Server, without_password
+from pipelines.mlflow_client import without_password
+from pipelines.mlflow_runs import Sent, Server
 from vae_core.errors import Damaged
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ class Tracker(Protocol):
 
     def artifact(self, stage: str, path: Path) -> None:
         """A file or a folder to copy to the server, as it is when the copy is made."""
+
+    def model(self, stage: str, model: Mapping[str, Any]) -> None:
+        """Register the stage's model as candidate, or its card and figures anew: see `registration` in cards.py."""
 
     def run_id(self, stage: str) -> str | None:
         """The stage's MLflow run; None before anything of the stage was sent."""
@@ -67,6 +71,9 @@ class NoTracking:
 
     def artifact(self, stage: str, path: Path) -> None:
         del stage, path
+
+    def model(self, stage: str, model: Mapping[str, Any]) -> None:
+        del stage, model
 
     def run_id(self, stage: str) -> None:
         del stage
@@ -108,6 +115,9 @@ class Tracking:
 
     def artifact(self, stage: str, path: Path) -> None:
         self._append({"stage": stage, "artifact": str(path.resolve())})
+
+    def model(self, stage: str, model: Mapping[str, Any]) -> None:
+        self._append({"stage": stage, "model": dict(model)})
 
     def run_id(self, stage: str) -> str | None:
         run = self._sender.sent.runs.get(stage)

@@ -10,6 +10,8 @@ from pipelines.artifact import MANIFEST, UNFINISHED, Artifact, Plan
 from pipelines.code_files import packed_bytes
 from pipelines.index_facts import facts as index_facts
 from pipelines.index_facts import verify as verify_index
+from pipelines.storage import Store, exists, shown, uri_of
+from pipelines.working_folder import working_folder_of
 from vae_core.codes import PackedCodes
 from vae_core.diagnostics.code_health import CodeHealth
 from vae_core.errors import Misuse, Unfinished
@@ -20,6 +22,8 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
 
     With `verify` every byte is compared with its checksum. Raises Misuse where nothing of ours is there, and Damaged.
     """
+    if uri := uri_of(path):
+        return _in_store(uri, verify=verify)
     if path.is_dir() and not (path / MANIFEST).exists() and not (path / UNFINISHED).exists():
         inside = [folder for folder in sorted(path.iterdir()) if _is_ours(folder)]
         if not inside:
@@ -31,11 +35,7 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
         if not (path / UNFINISHED / "plan.json").exists():
             raise
         return _unfinished(path)
-    if verify:
-        artifact.verify()
-        if artifact.manifest.kind == "index":
-            verify_index(artifact)
-    return _whole(artifact, verified=verify)
+    return _verified(artifact, verify=verify)
 
 
 def code_health(codes: Artifact) -> dict[str, Any]:
@@ -54,6 +54,31 @@ def lineage(artifact: Artifact) -> list[dict[str, Any]]:
     return [_origin(artifact, item.name) for item in artifact.manifest.inputs]
 
 
+def _in_store(uri: str, *, verify: bool) -> dict[str, Any]:
+    """The same of an address: an artifact, or each one right below it."""
+    store, marks = Store.at(uri), (MANIFEST, f"{UNFINISHED}/plan.json")
+    names = store.sizes()
+    if not any(mark in names for mark in marks):
+        folders = {name.removesuffix(f"/{mark}") for name in names for mark in marks if name.endswith(f"/{mark}")}
+        inside = sorted(name for name in folders if "/" not in name and not name.startswith("."))
+        if not inside:
+            raise Misuse(f"{uri} is neither an artifact nor a run; give an address that latentbits wrote to")
+        found = [_in_store(f"{uri}/{name}", verify=verify) for name in inside]
+        return {"path": uri, "kind": "run", "artifacts": found}
+    if plan := store.read(f"{UNFINISHED}/plan.json") if MANIFEST not in names else None:
+        receipts = [name for name in names if name.startswith(f"{UNFINISHED}/") and name.endswith(".json")]
+        return _begun(uri, Plan.model_validate_json(plan), receipts)
+    return _verified(Artifact.open(Path(uri)), verify=verify)
+
+
+def _verified(artifact: Artifact, *, verify: bool) -> dict[str, Any]:
+    if verify:
+        artifact.verify()
+        if artifact.manifest.kind == "index":
+            verify_index(artifact)
+    return _whole(artifact, verified=verify)
+
+
 def _is_ours(folder: Path) -> bool:
     return (folder / MANIFEST).exists() or (folder / UNFINISHED / "plan.json").exists()
 
@@ -61,7 +86,7 @@ def _is_ours(folder: Path) -> bool:
 def _whole(artifact: Artifact, *, verified: bool) -> dict[str, Any]:
     manifest = artifact.manifest
     facts = {
-        "path": str(artifact.path),
+        "path": artifact.place,
         "kind": manifest.kind,
         "whole": True,
         "verified": verified,
@@ -82,9 +107,14 @@ def _whole(artifact: Artifact, *, verified: bool) -> dict[str, Any]:
 
 def _unfinished(path: Path) -> dict[str, Any]:
     plan = Plan.model_validate_json((path / UNFINISHED / "plan.json").read_bytes())
-    receipts = [file for file in (path / UNFINISHED).glob("*.json") if file.name != "plan.json"]
+    return _begun(str(path), plan, [str(file) for file in (path / UNFINISHED).glob("*.json")])
+
+
+def _begun(place: str, plan: Plan, records: list[str]) -> dict[str, Any]:
+    """An artifact that is not complete; of the `records` beside its plan, those of parts are receipts."""
+    receipts = [name for name in records if not name.endswith(("plan.json", "writer.json"))]
     return {
-        "path": str(path),
+        "path": place,
         "kind": plan.kind,
         "whole": False,
         "fingerprint": plan.fingerprint,
@@ -95,8 +125,10 @@ def _unfinished(path: Path) -> dict[str, Any]:
 
 def _origin(artifact: Artifact, name: str) -> dict[str, Any]:
     path = artifact.input_path(name)
-    facts: dict[str, Any] = {"name": name, "path": str(path), "fingerprint": artifact.input(name).fingerprint[:16]}
-    if not path.exists():
+    stored = working_folder_of(path)
+    place = stored[0].uri if stored else shown(path)
+    facts: dict[str, Any] = {"name": name, "path": place, "fingerprint": artifact.input(name).fingerprint[:16]}
+    if not exists(path):
         return facts | {"state": "gone"}
     if not (path / MANIFEST).exists():
         return facts

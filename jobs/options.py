@@ -38,7 +38,7 @@ def print_json(value: Any) -> None:
 def report(artifact: "Artifact", as_json: bool) -> None:
     """What was made, on stdout."""
     facts: dict[str, Any] = {
-        "path": str(artifact.path),
+        "path": artifact.place,
         "kind": artifact.manifest.kind,
         "fingerprint": artifact.fingerprint,
         "statistics": artifact.manifest.statistics,
@@ -49,4 +49,4 @@ def report(artifact: "Artifact", as_json: bool) -> None:
         numbers = ", ".join(
             f"{name} {value:,}" for name, value in facts["statistics"].items() if isinstance(value, int)
         )
-        typer.echo(f"{artifact.path}: {artifact.manifest.kind} {artifact.fingerprint} ({numbers})")
+        typer.echo(f"{artifact.place}: {artifact.manifest.kind} {artifact.fingerprint} ({numbers})")

@@ -121,6 +121,15 @@ def matching_files(pattern: str) -> list[Path]:
     return [Path(f"{bucket}/{name}") for name in store.sizes(below) if wanted.fullmatch(name)]
 
 
+def exists(place: Path) -> bool:
+    """Whether there is a file or a folder at `place`, a path or a URI."""
+    uri = uri_of(place)
+    if uri is None:
+        return place.exists()
+    folder, _, name = uri.rpartition("/")
+    return Store.at(folder).facts(name) is not None or is_folder(place)
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """A folder of an object store. Names are below it, with slashes."""
@@ -309,13 +318,13 @@ def _told(address: str, doing: str) -> Iterator[None]:
                 f"no permission to {doing} {address}; the identity in the environment (AWS_ACCESS_KEY_ID, a profile, "
                 f"or the machine's role) needs to list, get, put and delete objects there"
             ) from error
+        bucket = "/".join(address.split("/")[:3])
         if any(word in said for word in NOWHERE):
-            bucket = "/".join(address.split("/")[:3])
             raise Misuse(f"there is no bucket {bucket}; make it, or give another one") from error
         if any(word in said for word in UNREACHABLE):
             endpoint = os.environ.get("AWS_ENDPOINT_URL", "the store's usual address")
             raise LatentbitsError(
-                f"the store of {address} does not answer at {endpoint}; see that it runs and that AWS_ENDPOINT_URL is "
+                f"the store of {bucket} does not answer at {endpoint}; see that it runs and that AWS_ENDPOINT_URL is "
                 f"right: the same command again goes on"
             ) from error
         if error.errno is not None:  # a file of this machine

@@ -246,9 +246,7 @@ def test_a_bucket_that_is_not_there_and_a_store_that_is_down_are_one_message_eac
     with pytest.raises(Misuse, match=r"there is no bucket s3://no-such-bucket; make it, or give another one"):
         make(Path("s3://no-such-bucket/run/shards"), "abc")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(
-        LatentbitsError, match=rf"the store of {bucket}/run/.*shards.* does not answer at http://127.0.0.1:9"
-    ):
+    with pytest.raises(LatentbitsError, match=rf"the store of {bucket} does not answer at http://127.0.0.1:9"):
         Artifact.open(Path(f"{bucket}/run/shards"))
 
 

@@ -69,11 +69,13 @@ def config(out: str, corpus: str, workers: int = 1, **pretrain: object) -> RunCo
 class Place:
     """A cluster of two nodes with a core each, a store with a corpus of some parts, and this process as its driver."""
 
-    def __init__(self, folder: Path, s3: S3Server, documents: int, nodes: tuple[str, ...] = ("a", "b")) -> None:
+    def __init__(
+        self, folder: Path, s3: S3Server, documents: int, nodes: tuple[str, ...] = ("a", "b"), parts: int = 8
+    ) -> None:
         os.environ.update(s3.environment)
         self.folder, self.s3, self.bucket = folder, s3, s3.bucket()
         write_corpus(folder / "docs.jsonl", documents)
-        slices.SMALLEST = (folder / "docs.jsonl").stat().st_size // 8
+        slices.SMALLEST = (folder / "docs.jsonl").stat().st_size // parts
         Store.at(f"{self.bucket}/corpus").upload(folder / "docs.jsonl", "docs.jsonl")
         self.corpus = f"{self.bucket}/corpus/*.jsonl"
         self.nodes = Nodes(folder, s3.environment)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.scatter import cores, scatter
+from pipelines.scatter import cores, packed, scatter, unpacked
 from vae_core.errors import Damaged, LatentbitsError, Misuse
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -135,3 +135,17 @@ def test_workers_that_run_stages_are_told_their_share_of_the_cores() -> None:
     assert set(shares) == {1}
     with pytest.raises(Misuse, match=f"{whole + 1} workers that run stages need a core each, and there are {whole}"):
         list(scatter(lambda: str, range(whole + 1), workers=whole + 1, running_stages=True))
+
+
+def test_a_path_that_a_machine_does_not_have_is_told_with_the_remedy(tmp_path: Path) -> None:
+    shared, not_yet = tmp_path / "shared", tmp_path / "not yet"
+    shared.mkdir()
+    assert unpacked(packed([shared, not_yet])) == [shared, not_yet]
+    content = packed([shared])
+    shared.rmdir()
+    with pytest.raises(Misuse, match=r"shared is not on the machine .*; give a folder that all machines .* share"):
+        unpacked(content)
+
+
+def test_more_workers_than_cores_are_no_reason_to_wait() -> None:
+    assert sorted(scatter(lambda: lambda item: item, range(50), workers=40)) == list(range(50))

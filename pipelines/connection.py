@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 import psutil
 
@@ -116,6 +117,7 @@ def _started() -> Iterator[None]:
     # At its usual 15 a worker gets a thirtieth of a core that any other program wants.
     os.environ.setdefault("RAY_worker_niceness", "0")
     if address:
+        _require_token()
         _require_answer(address)
     else:
         _require_memory()
@@ -143,10 +145,7 @@ def _refusals(address: str) -> Iterator[None]:
     except ConnectionError as error:
         raise _no_answer(address) from error
     except ray.exceptions.AuthenticationError as error:
-        raise Misuse(
-            f"the cluster at {address} refuses the token; set RAY_AUTH_MODE=token and its own RAY_AUTH_TOKEN (or "
-            f"RAY_AUTH_TOKEN_PATH)"
-        ) from error
+        raise _refused(address) from error
     except RuntimeError as error:
         if "ersion mismatch" not in str(error):
             raise LatentbitsError(f"cannot connect to the cluster at {address}: {_first_line(error)}") from error
@@ -175,24 +174,47 @@ def _require_answer(address: str) -> None:
 
 
 def _require_head(address: str) -> None:
-    """Raise Misuse where what answers is no Ray head; whatever else is wrong, connecting tells."""
+    """Raise Misuse where what answers is no Ray head, or refuses this process; connecting itself tells the rest."""
     import ray
 
-    def ask() -> None:
-        ray._raylet.GcsClient(address=address)
+    said: list[Exception] = []
 
-    asking = threading.Thread(target=_quietly, args=(ask,), daemon=True)
+    def ask() -> None:
+        try:
+            ray._raylet.GcsClient(address=address)
+        except Exception as error:  # of many kinds
+            said.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(2 * ANSWER_S)
     if asking.is_alive():
         raise Misuse(f"what answers at {address} is no head of a Ray cluster; give RAY_ADDRESS its HOST:PORT")
+    looks_for_one = "RAY_AUTH_MODE" not in os.environ and _token()  # Ray itself does, before it connects
+    if said and isinstance(said[0], ray.exceptions.AuthenticationError) and not looks_for_one:
+        raise _refused(address) from said[0]
 
 
-def _quietly(ask: Callable[[], None]) -> None:
-    try:
-        ask()
-    except Exception as error:  # of many kinds, which connecting raises again
-        logger.debug("asked the head: %s", error)
+def _require_token() -> None:
+    """Raise Misuse where there is to be a token and is none: Ray would end the process without a word."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" and not _token():
+        raise Misuse(
+            "RAY_AUTH_MODE is token, and there is no token; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
+        )
+
+
+def _token() -> str:
+    """The token that Ray would find."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    return os.environ.get("RAY_AUTH_TOKEN") or (file.read_text().strip() if file.is_file() else "")
+
+
+def _refused(address: str) -> Misuse:
+    return Misuse(
+        f"the cluster at {address} refuses the token; set RAY_AUTH_MODE=token and its own RAY_AUTH_TOKEN (or "
+        f"RAY_AUTH_TOKEN_PATH)"
+    )
 
 
 def _no_answer(address: str) -> Misuse:

@@ -87,7 +87,9 @@ def token(folder: Path) -> None:
     for wrong in ({**TOKEN, "RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}):
         message, seconds = said(HEAD, **wrong)
         assert refused in message, message
-        assert seconds < 40
+        assert seconds < 20
+    none = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "", "HOME": str(folder)}
+    assert "RAY_AUTH_MODE is token, and there is no token; set RAY_AUTH_TOKEN" in said(HEAD, **none)[0]
 
 
 def version(folder: Path) -> None:

@@ -41,7 +41,7 @@ class GraphConfig(Config):
     """How a document's neighbours are found."""
 
     lsi: int = Field(default=64, ge=2, description="dimensions of latent semantic indexing")
-    words_weight: float = Field(default=3.0, ge=0, description="of the words' cosine, beside LSI's")
+    words_weight: float = Field(default=4.0, ge=0, description="of the words' cosine, beside LSI's")
     embeddings_weight: float = Field(default=1.0, ge=0, description="of the embeddings' cosine, where there are some")
     joined: int = Field(default=10, ge=1, description="most similar documents that each one is joined to")
     neighbours: int | None = Field(

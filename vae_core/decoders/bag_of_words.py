@@ -6,7 +6,7 @@ the log likelihood is linear in its target).
 Shapes: S samples, B documents, N terms of all of them, V words that are reconstructed, K latent width.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -37,6 +37,18 @@ class BagOfWordsDecoderConfig(Config):
     )
 
 
+class Target(NamedTuple):
+    """Words to be explained: of which document, which word, and how often, (N,) each."""
+
+    rows: Tensor
+    terms: Tensor
+    amounts: Tensor
+
+    def times(self, factors_B: Tensor) -> "Target":
+        """The same, each document's words so many times as often."""
+        return self._replace(amounts=self.amounts * factors_B[self.rows])
+
+
 class BagOfWordsDecoder(nn.Module):
     """log p(x | z) = sum_v t_v(x) log softmax(E z + e)_v."""
 
@@ -53,23 +65,24 @@ class BagOfWordsDecoder(nn.Module):
 
     def forward(self, batch: Batch, tfidf_N: Tensor, z_SBK: Tensor) -> Tensor:
         """log p(x | z) in nats, (S, B); 0 for a document without a known word."""
-        target_BV = self.target(batch, tfidf_N)
+        rows_N, terms_N, amounts_N = self.target(batch, tfidf_N)
         logits_SBV = self.words(z_SBK).float()
-        return (logits_SBV * target_BV).sum(dim=-1) - target_BV.sum(dim=-1) * logits_SBV.logsumexp(dim=-1)
+        explained_SN = logits_SBV.flatten(1).index_select(1, rows_N * self.terms + terms_N) * amounts_N
+        documents = z_SBK.shape[1]
+        mass_B = _sums(amounts_N, rows_N, documents)
+        return _sums(explained_SN, rows_N, documents) - mass_B * logits_SBV.logsumexp(dim=-1)
 
-    def target(self, batch: Batch, tfidf_N: Tensor) -> Tensor:
-        """How often each word is to be explained, (B, V): the document's own words and those of its neighbours."""
+    def target(self, batch: Batch, tfidf_N: Tensor) -> Target:
+        """How often each word is to be explained: a document's own words, and those of its neighbours."""
         weights_N = {"counts": batch.counts.float(), "binary": torch.ones_like(tfidf_N), "tfidf": tfidf_N.float()}
-        own_BV = self._dense(batch.terms, weights_N[self.config.weights])
-        mass_B1 = own_BV.sum(dim=1, keepdim=True)
-        length_B1 = mass_B1 if self.length == "own" else self.length * (mass_B1 > 0)
-        target_BV = own_BV / mass_B1.clamp(min=1e-12)
-        if batch.neighbours is not None and self.config.neighbours > 0:
-            near_BV = self._dense(batch.neighbours.terms, batch.neighbours.shares.float())
-            known_B1 = near_BV.sum(dim=1, keepdim=True)
-            share_B1 = self.config.neighbours * (known_B1 > 0)
-            target_BV = (1 - share_B1) * target_BV + share_B1 * near_BV / known_B1.clamp(min=1e-12)
-        return target_BV * length_B1
+        own, mass_B = self._shares(batch.terms, weights_N[self.config.weights])
+        length_B = mass_B if self.length == "own" else self.length * (mass_B > 0)
+        if batch.neighbours is None or self.config.neighbours == 0:
+            return own.times(length_B)
+        near, known_B = self._shares(batch.neighbours.terms, batch.neighbours.shares.float())
+        lent_B = self.config.neighbours * (known_B > 0) * length_B
+        both = zip(own.times(length_B - lent_B), near.times(lent_B), strict=True)
+        return Target(*(torch.cat(parts) for parts in both))
 
     def start_from(self, frequencies_V: Tensor) -> None:
         """Start the biases at the log share of each word, so that z need not learn it."""
@@ -78,9 +91,14 @@ class BagOfWordsDecoder(nn.Module):
         with torch.no_grad():
             self.words.bias.copy_(shares.log())
 
-    def _dense(self, terms: Ragged, weights_N: Tensor) -> Tensor:
+    def _shares(self, terms: Ragged, weights_N: Tensor) -> tuple[Target, Tensor]:
+        """The words that are reconstructed, each with its share of its document's weight; and that weight, (B,)."""
         known_N = terms.values < self.terms
-        places_N = terms.rows[known_N] * self.terms + terms.values[known_N]
-        documents = len(terms.offsets) - 1
-        flat = weights_N.new_zeros(documents * self.terms).index_add(0, places_N, weights_N[known_N])
-        return flat.view(documents, self.terms)
+        rows_N, weights_N = terms.rows[known_N], weights_N[known_N]
+        mass_B = _sums(weights_N, rows_N, len(terms.lengths))
+        return Target(rows_N, terms.values[known_N], weights_N / mass_B.clamp(min=1e-12)[rows_N]), mass_B
+
+
+def _sums(values_N: Tensor, rows_N: Tensor, documents: int) -> Tensor:
+    """The sum of each document's values (..., N), (..., B)."""
+    return values_N.new_zeros(*values_N.shape[:-1], documents).index_add(-1, rows_N, values_N)

@@ -1,5 +1,6 @@
 """How far a job is: what Ray knows of it, and the last line that it wrote of itself."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ from jobs.events import Event, StageDone, events_in
 
 LAST_LINES = 200
 SIGNAL_KILLED = -9
+WAITING = "waiting for "
+"""How a stage's warning begins that it cannot go on for lack of resources."""
 StageState = Literal["waiting", "working", "done", "up to date", "failed", "stopped"]
 
 
@@ -86,7 +89,7 @@ def status_of(job: Job, cluster: Cluster) -> JobStatus:
         ended=job.ended if job.over else None,
         last_heard=datetime.fromisoformat(event.time) if event else None,
         stages=_stages(job, event),
-        waiting_for=_waiting_for(job, cluster),
+        waiting_for=_waiting_for(job, cluster, lines),
         failure=_failure(job, event, lines),
     )
 
@@ -139,10 +142,12 @@ def _ended(job: Job, event: Event) -> StageState | None:
     return "stopped" if event.state == "stopped" or job.status == "STOPPED" else None
 
 
-def _waiting_for(job: Job, cluster: Cluster) -> str:
+def _waiting_for(job: Job, cluster: Cluster, lines: Sequence[str]) -> str:
     """What keeps a job from going on, in words; empty where nothing does."""
     if job.status == "PENDING":
         return job.message
+    if job.status == "RUNNING" and (told := _told(lines)):
+        return told
     demands = cluster.demands(job) if job.status == "RUNNING" else []
     if not demands:
         return ""
@@ -154,6 +159,14 @@ def _waiting_for(job: Job, cluster: Cluster) -> str:
     wanted = " and ".join(f"{count} of {shape}" for shape, count in counted.items())
     size = f"{len(nodes)} node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     return f"room for workers, {wanted}; the cluster has {_shape(total) or 'no core'} on {size}, in use or too small"
+
+
+def _told(lines: Sequence[str]) -> str:
+    """What the run itself says that it waits for, in the last line that it wrote."""
+    last = next((line for line in reversed(lines) if line.startswith("{")), "")
+    if f'"message": "{WAITING}' not in last:
+        return ""
+    return str(json.loads(last)["message"]).removeprefix(WAITING)
 
 
 def _shape(resources: Mapping[str, float]) -> str:

@@ -22,11 +22,12 @@ NODE = "127.0.0.2"
 
 
 class Head(NamedTuple):
-    """A running head: its job server, the file of its token, and the address that drivers connect to."""
+    """A running head: its job server, the file of its token, the address that drivers connect to, and its figures."""
 
     address: str
     token_path: Path
     gcs: str
+    metrics: str
     environment: dict[str, str]
 
 
@@ -37,7 +38,7 @@ def ray_head(cores: int = 2) -> Iterator[Head]:
         token = Path(folder) / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
-        port, dashboard, client = _free_ports(3)
+        port, dashboard, client, metrics = _free_ports(4)
         bin_folder = str(Path(sys.executable).parent)
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LATENTBITS_"))
@@ -56,6 +57,7 @@ def ray_head(cores: int = 2) -> Iterator[Head]:
             "dashboard-host": "127.0.0.1",
             "dashboard-port": dashboard,
             "ray-client-server-port": client,
+            "metrics-export-port": metrics,
             "num-cpus": cores,
             "object-store-memory": 200 << 20,
             "temp-dir": folder,
@@ -69,7 +71,7 @@ def ray_head(cores: int = 2) -> Iterator[Head]:
         ]
         with (Path(folder) / "head.log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        head = Head(f"http://127.0.0.1:{dashboard}", token, f"{NODE}:{port}", environment)
+        head = Head(f"http://127.0.0.1:{dashboard}", token, f"{NODE}:{port}", f"http://{NODE}:{metrics}", environment)
         try:
             _wait(head, Path(folder) / "head.log", process)
             yield head

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from ray.dashboard.modules.reporter import reporter_agent
 from ray_head import Head, ray_head
 from tiny_run import Said, write_config, write_corpus
 
@@ -171,7 +174,7 @@ def test_a_job_with_code_of_its_own_runs_that_code(latentbits: Command, cluster:
 @pytest.mark.usefixtures("token")
 def test_a_job_that_fails_says_the_line_that_matters(latentbits: Command, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    (tmp_path / "docs.jsonl").write_text('{"id": "a", "text": "sea", "topic": "s"}\n' + "no json\n" * 10)
+    (tmp_path / "docs.jsonl").write_text('{"id": "a", "text": "sea", "topic": "s"}\n' + "no json\n" * 200)
     said = latentbits("submit", config, "--until", "tokenize", "--wait")
     assert said.status == 1
     name = said.out.splitlines()[0]
@@ -264,3 +267,29 @@ def test_the_settings_of_a_job_are_those_that_were_given(cluster: Cluster, tmp_p
     sent = submit(Request(load_config(str(config), ["model.latent.bits=8"]), last="tokenize"), cluster)
     assert yaml.safe_load(sent.job.metadata["config"])["model"]["latent"]["bits"] == 8
     wait(sent.job.id, cluster)
+
+
+ONLY_WITH_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used"}
+
+
+def test_the_dashboard_asks_for_figures_that_ray_exports_by_labels_that_they_have(head: Head) -> None:
+    """Of GPUs there are none here; their names stand in Ray's own list."""
+    panels = json.loads((ROOT / "infra/grafana/latentbits.json").read_text())["panels"]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    wanted = {name for query in queries for name in re.findall(r"ray_\w+", query)}
+    until_s = time.monotonic() + 60
+    exported: dict[str, str] = {}
+    while not wanted - ONLY_WITH_GPUS <= set(exported) and time.monotonic() < until_s:
+        with urllib.request.urlopen(f"{head.metrics}/metrics", timeout=10) as page:
+            lines = [line for line in page.read().decode().splitlines() if not line.startswith("#")]
+        exported = {line.partition("{")[0]: line for line in lines}
+        time.sleep(0.5)
+    assert wanted - ONLY_WITH_GPUS <= set(exported)
+    names = set(re.findall(r'"(\w+)"', Path(reporter_agent.__file__).read_text()))
+    assert {name.removeprefix("ray_") for name in ONLY_WITH_GPUS} <= names
+    for query in queries:
+        for name, labels in re.findall(r"(ray_\w+)\{(.*?)\}", query):
+            for label in re.findall(r"(\w+)=", labels):
+                assert f'{label}="' in exported[name], (name, label)
+        for labels in re.findall(r"by \(([\w, ]+)\) \((ray_\w+)\)", query):
+            assert f'{labels[0]}="' in exported[labels[1]], labels

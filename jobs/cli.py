@@ -14,6 +14,7 @@ from jobs.index_commands import index
 from jobs.job_commands import register as register_job_commands
 from jobs.model_commands import diagnose, generate
 from jobs.options import Json, Overwrite, Set, print_json, working
+from jobs.promote import promote
 from jobs.query_command import query
 from jobs.serve import serve
 from jobs.stage_commands import embed, encode, graph, pretrain, tokenize
@@ -158,6 +159,7 @@ def evaluate(
 app.command()(dedup)
 app.command()(diagnose)
 app.command()(generate)
+app.command()(promote)
 app.command()(serve)
 app.command()(sweep)
 

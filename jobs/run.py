@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.config import RunConfig, TrackingConfig
-from pipelines.artifact import MANIFEST, Artifact, flat
+from jobs.tracked import track_run, track_stage
+from pipelines.artifact import MANIFEST, Artifact
 from pipelines.embed import embed
 from pipelines.encode import encode
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -88,6 +89,8 @@ def run(
             for stage, folder, make in stages:
                 if stage in chosen and has_work(stage, config):
                     done.append(_timed(stage, config.out / folder, make, tracking))
+        if not all(one.skipped for one in done):
+            track_run(config, [one.artifact for one in done], tracking)
         failed = False
     finally:
         unsent = tracking.close(SENDING_S, failed=failed)
@@ -104,6 +107,14 @@ def run_stage(stage: str, out: Path, config: TrackingConfig, make: Callable[[Tra
     finally:
         tracking.close(SENDING_S, failed=failed)
     return artifact
+
+
+def tracking_of(run: Path, config: TrackingConfig) -> tuple[str, int]:
+    """Where a run is tracked, and how many of its records are not there yet, after a try to send them."""
+    uri, unsent = config.uri or sqlite_uri(_beside(run)), 0
+    if (run / ".tracking").is_dir():
+        unsent = _tracker(config, run, _beside(run)).close(SENDING_S)
+    return uri, unsent
 
 
 def _chosen(first: str, last: str) -> tuple[str, ...]:
@@ -244,20 +255,8 @@ def _timed(stage: str, out: Path, make: Callable[[Path], Artifact], tracking: Tr
     artifact = make(out)
     done = Done(stage, artifact, time.monotonic() - start, skipped=before is not None and before == _written(out))
     if not done.skipped:
-        _track(done, tracking)
+        track_stage(done.stage, done.artifact, done.seconds, tracking)
     return done
-
-
-def _track(done: Done, tracking: Tracker) -> None:
-    """What was asked for, what came out, and from what."""
-    manifest = done.artifact.manifest
-    tracking.params(done.stage, flat(manifest.config))
-    numbers = {
-        name: float(value) for name, value in flat(manifest.statistics).items() if isinstance(value, int | float)
-    }
-    tracking.log(done.stage, numbers | {"seconds": done.seconds}, step=0)
-    inputs = {f"input.{item.name}": item.fingerprint for item in manifest.inputs}
-    tracking.tags(done.stage, {"fingerprint": done.artifact.fingerprint, "path": done.artifact.place} | inputs)
 
 
 def _written(out: Path) -> object:

@@ -3,8 +3,12 @@
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vae_core.errors import LatentbitsError
 
 REFUSED = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"})
 """What a server answers when it will never take a record; every other failure is tried again."""
@@ -27,6 +31,21 @@ def connect(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     artifact_place(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def reachable(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises for a server that cannot be reached or used into a message that names it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        reason = without_password(str(error).splitlines()[0][:200])
+        raise LatentbitsError(
+            f"MLflow at {without_password(uri)} cannot be used: {reason}; see that the server runs, "
+            f"or give another --set tracking.uri"
+        ) from error
 
 
 def without_password(text: str) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.mlflow_client import connect, without_password
-from vae_core.errors import LatentbitsError, Misuse
+from pipelines.mlflow_client import connect
+from vae_core.errors import Misuse
 
 log = logging.getLogger(__name__)
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -121,21 +121,6 @@ class Registry:
         for path in map(Path, model["evaluation"]):
             if path.exists():
                 self._client.log_artifact(version.run, str(path), EVALUATION)
-
-
-@contextmanager
-def reachable(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises for a server that cannot be reached or used into a message that names it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        reason = without_password(str(error).splitlines()[0][:200])
-        raise LatentbitsError(
-            f"MLflow at {without_password(uri)} cannot be used: {reason}; see that the server runs, "
-            f"or give another --set tracking.uri"
-        ) from error
 
 
 def _version(found: Any) -> Version:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -24,7 +25,7 @@ ADDRESS = "RAY_API_SERVER_ADDRESS"
 TOKEN, TOKEN_PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 ANSWER_S = 5.0
 """How long a job server has to answer before it counts as unreachable."""
-SLOW_ANSWER_S = 60.0
+SLOW_ANSWER_S, STARTING_S = 60.0, 60.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 MARK = "latentbits"
 """The key in a job's metadata that tells our jobs from those of others."""
@@ -88,20 +89,27 @@ class Cluster:
         return cls(place, token, version)
 
     def submit(self, job: str, entrypoint: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
-        """Send a job; False where one of that name was there already, which then stays as it is."""
+        """Send a job; False where one of that name was there already, which then stays as it is.
+
+        A head that started just now takes none for some seconds; so long is waited.
+        """
+        until = time.monotonic() + STARTING_S
         with self._asking():
-            try:
-                self._client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=job,
-                    runtime_env=dict(runtime_env),
-                    metadata=dict(metadata),
-                )
-            except RuntimeError as error:
-                if "already exists" in str(error):
-                    return False
-                raise
-        return True
+            while True:
+                try:
+                    self._client.submit_job(
+                        entrypoint=entrypoint,
+                        submission_id=job,
+                        runtime_env=dict(runtime_env),
+                        metadata=dict(metadata),
+                    )
+                    return True
+                except RuntimeError as error:
+                    if "already exists" in str(error):
+                        return False
+                    if "No available agent" not in str(error) or time.monotonic() > until:
+                        raise
+                time.sleep(1.0)
 
     def job(self, name: str) -> Job:
         """The job of that name. Raises Misuse where there is none."""

@@ -116,7 +116,7 @@ def logs(
 
 
 def stop(name: JobName, address: Address = None, wait: Wait = False, as_json: Json = False) -> None:
-    """Tell a job to write a checkpoint and end. It is killed where that takes over two minutes.
+    """Tell a job to end. Parts and checkpoints that it wrote are kept; it is killed where ending takes two minutes.
 
     Example: `latentbits stop news-3f2a9c81d0e4 --wait`
     """

@@ -31,20 +31,13 @@ class Need:
 
 
 def needs(config: RunConfig, stages: Collection[str]) -> list[Need]:
-    """What these stages of the run need at once."""
-    found = []
-    if "pretrain" in stages:
-        workers = config.pretrain.workers
-        found.append(Need("CPU", workers, f"pretrain.workers is {workers}"))
-        if config.pretrain.gpus:
-            found.append(Need("GPU", workers, f"pretrain.workers is {workers}, with a GPU each"))
-    pools = {"embed": config.embed.workers, "encode": config.encode.workers}
-    pools["graph"] = config.graph.workers if config.graph else None
-    found += [
-        Need("CPU", workers, f"{stage}.workers is {workers}")
-        for stage, workers in pools.items()
-        if stage in stages and workers is not None
-    ]
+    """What these stages of the run need at once: training its workers; the others take what there is."""
+    if "pretrain" not in stages:
+        return []
+    workers = config.pretrain.workers
+    found = [Need("CPU", workers, f"pretrain.workers is {workers}")]
+    if config.pretrain.gpus:
+        found.append(Need("GPU", workers, f"pretrain.workers is {workers}, with a GPU each"))
     return found
 
 

@@ -23,7 +23,7 @@ from vae_core.errors import Misuse
 CONFIG_FILE = "run.yaml"
 PACKAGES = ("vae_core", "pipelines", "jobs")
 STOP_S = 120
-"""How long a job that is told to stop has for its checkpoint before it is killed; Ray gives 3 s of its own accord."""
+"""How long a job that is told to stop has to end in order before it is killed; Ray gives 3 s of its own accord."""
 LONGEST_NAME = 40
 
 

@@ -1,7 +1,7 @@
 """encode: shards or raw files -> codes. A pool of workers, each with the model loaded once; one part an item."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, repeat
@@ -26,6 +26,7 @@ from pipelines.artifact import (
     require_disk,
     write_text,
 )
+from pipelines.blame import blamed
 from pipelines.corpus import CorpusConfig, Document, Rejection, corpus_inputs, plan_slices, read_slice
 from pipelines.embeddings import mapped_blocks, require_shards
 from pipelines.encoder import EncodedDocuments, Encoder
@@ -206,9 +207,20 @@ def _encode_item(encoder: Encoder, raw: _Raw | None, folder: Path, item: _Item) 
     rows = 0
     with replacing(folder / item.name) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for table, vectors in tables:
-            writer.write_table(codes_table(table, encoder.encode(table, vectors)).cast(schema))
+            writer.write_table(_codes(encoder, table, vectors, item.name).cast(schema))
             rows += len(table)
     return item.name, record_part(folder, item.name, rows, {"rejected": refused.count, "first": refused.first})
+
+
+def _codes(encoder: Encoder, table: pa.Table, vectors: NDArray[np.float16] | None, part: str) -> pa.Table:
+    """The codes of the documents of `table`. Raises LatentbitsError that names the one that cannot be encoded."""
+
+    def encoded(rows: Sequence[int]) -> pa.Table:
+        begin, end = (rows[0], rows[-1] + 1) if rows else (0, 0)
+        some = table.slice(begin, end - begin)
+        return codes_table(some, encoder.encode(some, None if vectors is None else vectors[begin:end]))
+
+    return blamed(encoded, range(len(table)), part=part, name=lambda row: str(table.column("id")[row].as_py()))
 
 
 def codes_table(table: pa.Table, encoded: EncodedDocuments) -> pa.Table:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.artifact import Part, record_part, replacing
+from pipelines.blame import blamed
 from pipelines.corpus import CorpusConfig, Document, Rejection, read_slice
 from pipelines.metadata import Types, misfit
 from pipelines.part_files import ORIGIN, PartFiles, PartJob
@@ -31,7 +32,9 @@ def write_part(tokenizer: Tokenizer, corpus: CorpusConfig, types: Types, folder:
         pa.ipc.new_file(str(temporary), tokenizer.schema(types)) as writer,
     ):
         for pieces, documents in _batches(corpus, types, job, rejected):
-            table, cut = tokenizer.tokenize(documents, types)
+            table, cut = blamed(
+                lambda some: tokenizer.tokenize(some, types), documents, part=job.name, name=lambda one: one.id
+            )
             writer.write_table(table)
             origins.add(pieces, documents, cut)
             sums["tokens"] += len(table["tokens"].chunk(0).values)

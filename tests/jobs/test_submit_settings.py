@@ -71,7 +71,7 @@ def test_what_a_run_needs_is_what_its_stages_ask_for() -> None:
         ("CPU", 4),
         ("GPU", 4),
     }
-    assert [need.amount for need in needs(config, ["encode"])] == [16]
+    assert needs(config, ["encode"]) == [], "more workers than cores take turns"
     assert needs(load_config(None), ["tokenize", "encode", "index"]) == []
 
 

@@ -164,10 +164,11 @@ def encode(
         from jobs.config import load_config
         from jobs.run import run_stage
         from pipelines.encode import encode as encode_documents
+        from pipelines.storage import is_folder
 
         config = load_config(None, settings or [])
         fields = _fields(files, id_field, text, labels, metadata)
-        if len(files) == 1 and Path(files[0]).is_dir():
+        if len(files) == 1 and is_folder(Path(files[0])):
             if len(fields) > 1:
                 given = list(fields)[1]
                 raise Misuse(f"{files[0]} is a folder, and shards have their fields already; leave out --{given}")

@@ -13,6 +13,7 @@ from jobs.console import results
 from jobs.doctor import Finding
 from jobs.run import Done, RunResult
 from pipelines.report import NAMES
+from pipelines.storage import exists, shown
 
 SNIPPET = 90
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
@@ -39,10 +40,10 @@ def print_run(result: RunResult, out: Path) -> None:
     console.print(stage_table(result.stages))
     if result.unsent:
         console.print(f"{result.unsent:,} tracking records wait in {out / '.tracking'} and are sent by the next run")
-    if (out / "report" / "report.html").exists():
-        console.print(f"report: {out / 'report' / 'report.html'}", soft_wrap=True)
-    if (out / "index").exists():
-        console.print(f'ask it: latentbits query {out / "index"} "your words"', soft_wrap=True)
+    if exists(out / "report" / "report.html"):
+        console.print(f"report: {shown(out / 'report' / 'report.html')}", soft_wrap=True)
+    if exists(out / "index"):
+        console.print(f'ask it: latentbits query {shown(out / "index")} "your words"', soft_wrap=True)
 
 
 def stage_table(stages: Sequence[Done]) -> Table:

@@ -26,7 +26,7 @@ from pipelines.artifact import (
     require_disk,
 )
 from pipelines.carrier import carried_up, fetch_left, leave, mirror, refresh, withdraw
-from pipelines.connection import wait_for
+from pipelines.connection import Waiting, wait_for
 from pipelines.embeddings import require_shards
 from pipelines.engine import PretrainConfig
 from pipelines.phases import Job, Schedule
@@ -209,7 +209,7 @@ def _run(job: Job, schedule: Schedule, progress: Progress, tracking: Tracker) ->
     with cluster():
         cores = _cores_each(job.config)
         _wait_for_room(job.config, cores)
-        watcher = _Watcher(job.scratch / METRICS, schedule.steps, progress, tracking)
+        watcher = _Watcher(job, cores, schedule.steps, progress, tracking)
         watcher.start()
         try:
             _fit(job, cores)
@@ -226,9 +226,16 @@ def _wait_for_room(config: PretrainConfig, cores: int) -> None:
     """Return once so many cores, and the GPUs, are free, and tell what is waited for until then."""
     import ray
 
-    wanted = {"CPU": config.workers * cores} | ({"GPU": config.workers} if config.gpus else {})
-    words = f"{config.workers} training workers with {cores} cores{' and a GPU' if config.gpus else ''} each"
-    wait_for(words, lambda: all(ray.available_resources().get(kind, 0) >= count for kind, count in wanted.items()))
+    wait_for(_wanted(config, cores), lambda: _has_room(ray.available_resources(), config, cores))
+
+
+def _wanted(config: PretrainConfig, cores: int) -> str:
+    return f"{config.workers} training workers with {cores} cores{' and a GPU' if config.gpus else ''} each"
+
+
+def _has_room(resources: dict[str, float], config: PretrainConfig, cores: int) -> bool:
+    needed = {"CPU": config.workers * cores} | ({"GPU": config.workers} if config.gpus else {})
+    return all(resources.get(kind, 0) >= count for kind, count in needed.items())
 
 
 def _fit(job: Job, cores: int) -> None:
@@ -263,6 +270,7 @@ def _cores_each(config: PretrainConfig) -> int:
     """The most cores that each of the workers can have on the cluster's nodes. Raises Misuse where there is no room."""
     import ray
 
+    wait_for("a core", lambda: bool(ray.cluster_resources().get("CPU")))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if config.gpus and gpus < config.workers:
@@ -334,21 +342,28 @@ def _card(draft: Draft, source: Artifact, steps: int) -> str:
 
 
 class _Watcher(threading.Thread):
-    """Carries the metrics that workers write to whoever watches, while the trainer runs."""
+    """Carries the metrics that workers write to whoever watches, while the trainer runs, and tells of lost nodes."""
 
-    def __init__(self, path: Path, steps: int, progress: Progress, tracking: Tracker) -> None:
+    def __init__(self, job: Job, cores: int, steps: int, progress: Progress, tracking: Tracker) -> None:
         super().__init__(daemon=True)
+        path = job.scratch / METRICS
         self.steps, self.progress, self.tracking = steps, progress, tracking
         # In a store this is a copy under another name, since the worker may write on this very machine.
         self.path = path if working_folder_of(path) is None else path.with_name(f"watched-{path.name}")
         self.origin = path.name
+        self.config, self.cores = job.config, cores
         self.done = self.offset = self.inode = 0
         self.stopped = threading.Event()
 
     def run(self) -> None:
+        import ray
+
         self.progress.start("pretrain", self.steps, "steps")
+        lost = Waiting(f"{_wanted(self.config, self.cores)}, since a node was lost")
         while not self.stopped.wait(0.5):
             self._carry()
+            if not _has_room(ray.cluster_resources(), self.config, self.cores):
+                lost.tell()
         self._carry()
         self.progress.finish()
 

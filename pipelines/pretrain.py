@@ -362,7 +362,7 @@ class _Watcher(threading.Thread):
         lost = Waiting(f"{_wanted(self.config, self.cores)}, since a node was lost")
         while not self.stopped.wait(0.5):
             self._carry()
-            if not _has_room(ray.cluster_resources(), self.config, self.cores):
+            if ray.is_initialized() and not _has_room(ray.cluster_resources(), self.config, self.cores):
                 lost.tell()
         self._carry()
         self.progress.finish()

@@ -28,7 +28,7 @@ class CorpusConfig(Config):
     """Which files, and what their fields mean."""
 
     files: tuple[str, ...] = ()
-    """Paths or globs (`**` for any depth), here or at s3://: parquet, jsonl, csv, txt, all but parquet also .gz, .zst."""
+    """Paths or globs (`**`: any depth), here or at s3://: parquet, jsonl, csv, txt; the last three also .gz, .zst."""
     id: str | None = None
     """The field of the id; without one, a document's id is `<file name>:<position>`."""
     text: str = "text"

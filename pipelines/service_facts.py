@@ -32,7 +32,7 @@ HEALTH = (
 def facts_of(searcher: Searcher) -> dict[str, Any]:
     """Everything that stays the same for a version of the index, apart from its codes' health."""
     index, model = searcher.index, searcher.encoder.model
-    size = sum(part.bytes for part in index.artifact.manifest.parts)
+    size = sum(part.bytes for segment in index.opened.version.segments for part in segment.files())
     return {
         "documents": len(index),
         "bits": index.bits,
@@ -96,6 +96,8 @@ def health_of(index: Index) -> dict[str, Any]:
     for codes, start in zip(index.codes(), index.starts, strict=False):
         here = live[start : start + len(codes) : step]
         chosen = components.slice(start, len(codes)).to_numpy()[::step][here].astype(np.int64)
+        if not len(chosen):
+            continue
         health.update(PackedCodes(torch.from_numpy(codes[::step][here])), torch.from_numpy(chosen))
     figures = health.as_dict()
     return {name: figures[name] for name in HEALTH}

@@ -144,8 +144,8 @@ function hitItem(hit, answer) {
   const fill = make("i");
   fill.style.width = `${Math.max(3, 200 * (share - 0.5))}%`;
   bar.append(fill);
-  const bits = `${hit.distance} ${hit.distance === 1 ? "bit" : "bits"} off`;
-  const score = make("span", "score", { title: `score ${hit.score.toFixed(2)}` }, bar, `${percent(share)} · ${bits}`);
+  const words = make("span", "", {}, `${percent(share)} · ${off(hit.distance)}`);
+  const score = make("span", "score", { title: `score ${hit.score.toFixed(2)}` }, bar, words);
   const head = make("div", "hit-head", {}, make("h3", "", {}, ...breakable(hit.id)), score);
   const text = make("p", "text");
   text.append(...marked(beginning(hit.text || "", SNIPPET), new Set(answer.words || []), new Set(topicWords(hit.component))));
@@ -164,6 +164,8 @@ function agreement(hit, answer) {
 
 const weight = (logOdds) => Math.min(10, Math.abs(logOdds));
 const percent = (share) => `${Math.round(100 * share)} %`;
+
+const off = (distance) => (distance === 0 ? "same code" : `${distance} ${distance === 1 ? "bit" : "bits"} off`);
 
 function unpacked(code) {
   const bits = [];
@@ -285,8 +287,7 @@ async function showTwins(panel, hit) {
 function twinList(near) {
   const list = make("ul", "twins");
   for (const one of near) {
-    const bits = one.distance === 0 ? "same code" : `${one.distance} ${one.distance === 1 ? "bit" : "bits"} off`;
-    list.append(make("li", "", {}, make("b", "", {}, ...breakable(one.id)), make("span", "", {}, `${bits} · ${beginning(one.text || "", 120)}`)));
+    list.append(make("li", "", {}, make("b", "", {}, ...breakable(one.id)), make("span", "", {}, `${off(one.distance)} · ${beginning(one.text || "", 120)}`)));
   }
   return list;
 }

@@ -192,8 +192,16 @@ def test_deleted_documents_are_gone_and_all_or_none_are_deleted(changing: TestCl
     assert changing.request("DELETE", "/documents", json={"ids": ["sea/0", "sea/3"]}).json()["deleted"] == 2
     assert changing.delete("/documents/sea/6").json()["documents"] == 297
     assert changing.delete("/documents/sea/6").status_code == 404
+    assert changing.get("/facts/codes").json()["documents"] == 297
     assert changing.get("/documents/sea/0").status_code == 404
     assert not {"sea/0", "sea/3", "sea/6"} & set(found(changing, text="ship", k=1000))
+
+
+def test_figures_are_there_where_all_of_a_segment_was_deleted(changing: TestClient) -> None:
+    changing.post("/documents", json={"documents": [note()]})
+    changing.delete("/documents/note/1")
+    assert changing.get("/facts").json()["segments"] == 4
+    assert changing.get("/facts/codes").json()["documents"] == 300
 
 
 def test_a_version_that_another_program_published_answers_the_next_query(changing: TestClient) -> None:

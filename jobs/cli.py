@@ -11,6 +11,7 @@ import typer
 
 from jobs.dedup import dedup
 from jobs.index_commands import index
+from jobs.inspect_command import inspect
 from jobs.job_commands import register as register_job_commands
 from jobs.model_commands import diagnose, generate
 from jobs.options import Json, Overwrite, Set, print_json, working
@@ -164,27 +165,8 @@ app.command()(serve)
 app.command()(sweep)
 
 
+app.command()(inspect)
 register_job_commands(app)
-
-
-@app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(help="Any artifact, or a run folder.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Compare every byte with its checksum.")] = False,
-    as_json: Json = False,
-) -> None:
-    """What an artifact is, whether it is whole, where it came from, and how healthy its codes are.
-
-    Example: `latentbits inspect runs/demo/codes --verify`
-    """
-    from jobs import tables
-    from jobs.inspect import describe
-
-    facts = describe(path, verify=verify)
-    if as_json:
-        print_json(facts)
-    else:
-        tables.print_description(facts)
 
 
 @app.command()

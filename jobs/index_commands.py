@@ -90,7 +90,7 @@ def delete(
     """
     from pipelines.index_changes import delete as delete_ids
 
-    _say(index, delete_ids(index, [*(ids or []), *_listed(ids_file)]), as_json)
+    _say(index, delete_ids(index, [*(ids or []), *_listed(ids_file, "--ids")]), as_json)
 
 
 @index.command()
@@ -104,6 +104,33 @@ def compact(index: IndexFolder, as_json: Json = False) -> None:
 
         version = compact_segments(index, progress=progress)
     _say(index, version, as_json)
+
+
+@index.command()
+def tune(
+    index: IndexFolder,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", help="File of queries, one text a line; unless given, held-out documents.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Hits that are to be found.")] = 10,
+    documents: Annotated[int, typer.Option(min=1000, help="Documents to measure on at most.")] = 1_000_000,
+    as_json: Json = False,
+) -> None:
+    """Measure the kinds of index on your own codes, recall against exact and time, and say which to take.
+
+    Example: `latentbits index tune runs/mine/index`
+    """
+    with working() as progress:
+        from pipelines.tuning import tune as measure
+
+        texts = _listed(input_file, "--input") if input_file else None
+        found = measure(index, texts=texts, k=k, documents=documents, progress=progress)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        from jobs.tables import print_tuning
+
+        print_tuning(found)
 
 
 @index.command()
@@ -122,11 +149,11 @@ def repair(index: IndexFolder, as_json: Json = False) -> None:
         typer.echo("\n".join(f"{index / name}: made anew" for name in made) or f"{index}: every file is whole")
 
 
-def _listed(file: Path | None) -> list[str]:
+def _listed(file: Path | None, option: str) -> list[str]:
     if file is None:
         return []
     if not file.is_file():
-        raise Misuse(f"--ids {file}: there is no such file; it has one id a line")
+        raise Misuse(f"{option} {file}: there is no such file; it has one a line")
     return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +14,9 @@ from jobs.doctor import Finding
 from jobs.run import Done, RunResult
 from pipelines.report import NAMES
 from pipelines.storage import exists, shown
+
+if TYPE_CHECKING:
+    from pipelines.tuning import Tuning
 
 SNIPPET = 90
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
@@ -72,6 +75,24 @@ def print_hits(found: dict[str, Any]) -> None:
         snippet = escape(" ".join(hit["text"].split())[:SNIPPET])
         table.add_row(f"{hit['score']:.2f}", str(hit["distance"]), escape(hit["id"]), snippet)
     console.print(table)
+
+
+def print_tuning(found: "Tuning") -> None:
+    """Every kind of index that was measured, and which to take."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("kind", "settings", f"recall@{found.k}", "ms/query", "queries/s", "bytes/doc", "build s"):
+        table.add_column(name, justify="left" if name in ("kind", "settings") else "right")
+    for kind in found.kinds:
+        settings = kind.config.model_dump(exclude={"kind"}, exclude_none=True)
+        how = ", ".join(f"{name} {value}" for name, value in settings.items())
+        figures = (f"{kind.recall:.1%}", f"{kind.ms:.2f}", f"{kind.batch_per_s:,.0f}")
+        table.add_row(kind.config.kind, how, *figures, f"{kind.bytes_per_document:.0f}", f"{kind.build_s:.1f}")
+    console = results()
+    console.print(table)
+    console.print(f"measured on {found.documents:,} documents and {found.queries:,} queries, alone and in a batch")
+    console.print(f"take {found.take.config.kind}: {found.why}", soft_wrap=True)
+    if found.take.config.kind != "flat":
+        console.print(f"  latentbits index CODES --out DIR {found.take.settings}", soft_wrap=True)
 
 
 def print_diagnosis(found: dict[str, Any], page: Path) -> None:

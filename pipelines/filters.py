@@ -261,7 +261,8 @@ def _of_any(lists: pa.Array, condition: Condition) -> pa.Array:
 def _as(value: Constant, kind: pa.DataType, name: str) -> pa.Scalar:
     """The constant in the column's type, or in a wider one that compares with it."""
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    if isinstance(value, str) == is_number or isinstance(value, bool) != pa.types.is_boolean(kind):
+    fits = isinstance(value, bool) if pa.types.is_boolean(kind) else isinstance(value, str) != is_number
+    if not fits or (is_number and isinstance(value, bool)):
         raise Misuse(f"{name} holds {kind}, and {value!r} is none; write texts in single quotes and numbers without")
     try:
         return pa.scalar(value) if is_number else pa.scalar(value).cast(kind)

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import pyarrow as pa
 from pydantic import Field
 
+from pipelines.approximate import CandidatesConfig, FlatConfig
 from pipelines.artifact import MANIFEST, Artifact, Draft, Part, Plan, begin, find_part, record_part, require_disk
 from pipelines.code_files import CodeFiles
 from pipelines.index_repair import repair
 from pipelines.index_versions import newest_number
 from pipelines.progress import Progress, Silent
-from pipelines.segment_files import SEGMENT_FILES, blocks_of, shown_schema, write_segment
+from pipelines.segment_files import Layout, blocks_of, shown_schema, write_segment
 from vae_core.config import Config
 
 LAYOUT = 2
@@ -21,6 +21,7 @@ class IndexConfig(Config):
     """How codes are cut into segments; a segment is what one search maps and scans at a time."""
 
     segment_documents: int = Field(default=5_000_000, ge=1, description="codes of a segment at most")
+    candidates: CandidatesConfig = Field(default=FlatConfig(), description="where hits are looked for")
 
 
 def index(
@@ -55,12 +56,12 @@ def _build(files: CodeFiles, draft: Draft, config: IndexConfig, progress: Progre
     size = config.segment_documents
     starts = range(0, max(files.documents, 1), size)
     parts: list[Part] = []
-    schema = shown_schema(files)
+    layout = Layout(shown_schema(files), files.code_bytes, config.candidates)
     progress.start("index", files.documents, "documents")
     for number, start in enumerate(starts):
-        stop = min(start + size, files.documents)
-        parts += _segment(files, schema, draft.path, f"segments/{number:05d}", start, stop)
-        progress.advance(stop - start, f"segment {number + 1} of {len(starts)}")
+        rows = range(start, min(start + size, files.documents))
+        parts += _segment(files, layout, draft.path, f"segments/{number:05d}", rows)
+        progress.advance(len(rows), f"segment {number + 1} of {len(starts)}")
     progress.finish()
     statistics = {
         "documents": files.documents,
@@ -71,11 +72,11 @@ def _build(files: CodeFiles, draft: Draft, config: IndexConfig, progress: Progre
     return draft.finish(parts, statistics)
 
 
-def _segment(files: CodeFiles, schema: pa.Schema, folder: Path, segment: str, start: int, stop: int) -> list[Part]:
+def _segment(files: CodeFiles, layout: Layout, folder: Path, segment: str, rows: range) -> list[Part]:
     """The parts of one segment, made unless they are there; one pass over the codes writes all."""
-    names = [f"{segment}/{file}" for file in SEGMENT_FILES]
+    names = [f"{segment}/{file}" for file in layout.files]
     known = [part for name in names if (part := find_part(folder, name)) is not None]
     if len(known) == len(names):
         return known
-    write_segment(folder / segment, blocks_of(files, start, stop, schema), schema, files.code_bytes)
-    return [record_part(folder, name, stop - start) for name in names]
+    write_segment(folder / segment, blocks_of(files, rows.start, rows.stop, layout.schema), layout)
+    return [record_part(folder, name, len(rows)) for name in names]

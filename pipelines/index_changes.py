@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 
 from pipelines.artifact import MANIFEST, Artifact, replacing, require_disk, write_text
 from pipelines.code_files import BATCH_ROWS, CodeFiles
-from pipelines.index_versions import SegmentRecord, Version, kept, newest, publish, version_path, writing
+from pipelines.index_versions import SegmentRecord, Version, candidates_of, kept, newest, publish, version_path, writing
 from pipelines.progress import Progress, Silent
 from pipelines.search import Index
 from pipelines.segment import Segment, nothing
 from pipelines.segment_files import (
     OWN_CODES,
-    SEGMENT_FILES,
     Block,
+    Layout,
     block_of,
     blocks_of,
     part_of,
@@ -133,13 +133,14 @@ def _write(
 ) -> SegmentRecord:
     name = f"segments/v{number:08d}-{piece:05d}"
     shutil.rmtree(artifact.path / name, ignore_errors=True)  # left by a kill
-    write_segment(artifact.path / name, blocks, schema, code_bytes)
+    layout = Layout(schema, code_bytes, candidates_of(artifact))
+    write_segment(artifact.path / name, blocks, layout)
     segment = Segment(artifact.path / name)
     _require_unique(segment)
     return SegmentRecord(
         name=name,
         rows=len(segment),
-        parts=tuple(part_of(artifact.path, f"{name}/{file}", len(segment)) for file in SEGMENT_FILES),
+        parts=tuple(part_of(artifact.path, f"{name}/{file}", len(segment)) for file in layout.files),
     )
 
 

@@ -15,7 +15,7 @@ from pipelines.artifact import Artifact, Input, checksum
 from pipelines.code_files import BATCH_ROWS, CodeFiles, packed_bytes
 from pipelines.id_lookup import digests, write_lookup
 from pipelines.index_facts import damaged_files
-from pipelines.index_versions import SegmentRecord, newest, writing
+from pipelines.index_versions import SegmentRecord, candidates_of, newest, writing
 from pipelines.progress import Progress, Silent
 from pipelines.segment import open_documents
 from pipelines.segment_files import (
@@ -23,6 +23,7 @@ from pipelines.segment_files import (
     DOCUMENTS_FILE,
     LOOKUP_FILE,
     OWN_CODES,
+    Layout,
     blocks_of,
     shown_schema,
     write_codes,
@@ -75,7 +76,8 @@ def _written_again(artifact: Artifact, record: SegmentRecord, scratch: Path) -> 
     files = _codes(artifact, record.sources[0])
     schema = shown_schema(files)
     start = record.start or 0
-    write_segment(scratch, blocks_of(files, start, start + record.rows, schema), schema, files.code_bytes)
+    blocks = blocks_of(files, start, start + record.rows, schema)
+    write_segment(scratch, blocks, Layout(schema, files.code_bytes, candidates_of(artifact)))
 
 
 def _looked_up(artifact: Artifact, record: SegmentRecord, scratch: Path, names: list[str]) -> None:

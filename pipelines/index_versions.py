@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from pipelines.approximate import CandidatesConfig
 from pipelines.artifact import MANIFEST, Artifact, Input, Part, replacing
 from vae_core.config import Config
 from vae_core.errors import Damaged, LatentbitsError
@@ -82,6 +83,12 @@ def stamp(path: Path) -> tuple[int, int, int]:
     """What differs once the index at `path` was changed or made anew; cheap."""
     manifest = (path / MANIFEST).stat()
     return newest_number(path), manifest.st_ino, manifest.st_mtime_ns
+
+
+def candidates_of(artifact: Artifact) -> CandidatesConfig:
+    """Where the index looks for hits, as its settings have it."""
+    kinds: TypeAdapter[CandidatesConfig] = TypeAdapter(CandidatesConfig)
+    return kinds.validate_python(artifact.manifest.config.get("candidates", {"kind": "flat"}))
 
 
 def version_path(path: Path, number: int) -> Path:

@@ -8,13 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vae_core.codes import MAX_LOG_ODDS
 from vae_core.errors import Damaged, Misuse
 
+if TYPE_CHECKING:
+    from pipelines.approximate import Approximate
+
+Rank = Literal["log-odds", "hamming"]
+PROPOSED, PROPOSED_MORE = 20, 100
+"""Candidates by Hamming distance for each hit by log-odds, and some more."""
 BYTE_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float64)
 """The eight bits of each byte, (256, 8)."""
 ONES = BYTE_BITS.sum(axis=1).astype(np.int32)
@@ -93,6 +99,11 @@ class Candidates:
             np.where(good, self.rows, -1), np.where(good, self.scores, -np.inf), np.where(good, self.distances, -1)
         )
 
+    def by_distance(self) -> "Candidates":
+        """The same, scored by minus the distance."""
+        scores = np.where(self.rows >= 0, -self.distances.astype(np.float64), -np.inf)
+        return Candidates(self.rows, scores, self.distances)
+
     def renamed(self, rows: np.ndarray) -> "Candidates":
         """The same, each row r called rows[r]."""
         return Candidates(np.where(self.rows >= 0, rows[self.rows], -1), self.scores, self.distances)
@@ -121,6 +132,7 @@ class Scan:
         self._fast: Any = None
         self._asked = 0
         self._arranging = Lock()
+        self.near: Approximate | None = None
 
     @classmethod
     def open(cls, path: Path) -> "Scan":
@@ -156,11 +168,21 @@ class Scan:
         flat: np.ndarray = faiss.rev_swig_ptr(self.flat.xb.data(), len(self) * self.bits // 8)
         return flat.reshape(len(self), -1)
 
+    def nearest(self, queries: Queries, k: int, rank: Rank, *, exact: bool) -> Candidates:
+        """The k best codes; unless it must be `exact`, of the candidates that a structure proposes."""
+        if self.near is None or exact or not k:
+            return self.by_hamming(queries, k) if rank == "hamming" else self.by_log_odds(queries, k)
+        count = k if rank == "hamming" else PROPOSED * k + PROPOSED_MORE
+        with threads(len(queries)):
+            rows = self.near.propose(queries.packed, count)
+        found = self.scored(queries, rows).keeping(rows >= 0)
+        return (found.by_distance() if rank == "hamming" else found).best(k)
+
     def by_hamming(self, queries: Queries, k: int) -> Candidates:
         """The k codes with the fewest differing bits."""
         if k == 0:
             return Candidates.none(len(queries), 0)
-        with _threads(len(queries)):
+        with threads(len(queries)):
             distances, rows = self.flat.search(queries.packed, k)
         return Candidates(rows, -distances.astype(np.float64), distances)
 
@@ -168,7 +190,7 @@ class Scan:
         """Rows, ascending, of all codes at most `radius` bits from one packed code (C,), and their distances."""
         if not len(self):
             return np.empty(0, np.int64), np.empty(0, np.int32)
-        with _threads(1):
+        with threads(1):
             _, distances, rows = self.flat.range_search(code[None], radius + 1)
         order = np.argsort(rows)
         return rows[order], distances[order].astype(np.int32)
@@ -296,7 +318,7 @@ def nearest_codes(codes_NC: np.ndarray, queries_QC: np.ndarray, k: int) -> np.nd
 
 
 @contextmanager
-def _threads(at_most: int) -> Iterator[None]:
+def threads(at_most: int) -> Iterator[None]:
     """FAISS's binary search shares out queries only: more threads than queries just wait for one another."""
     import faiss
 

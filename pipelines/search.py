@@ -7,7 +7,7 @@ and documents without a word that the model knows are never hits.
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from pipelines.id_lookup import digests
 from pipelines.index_versions import stamp
 from pipelines.opened import Opened, open_newest
 from pipelines.scan import Candidates, Queries, joined
+from pipelines.scan import Rank as Rank
 from pipelines.scan import nearest_codes as nearest_codes
 from pipelines.segment import Segment
 from pipelines.subset import Subset
@@ -28,7 +29,6 @@ from vae_core.errors import Misuse, Stale
 if TYPE_CHECKING:
     from pipelines.encoder import Encoder
 
-Rank = Literal["log-odds", "hamming"]
 CODE_LOG_ODDS = 2.0
 """Of each bit of a code that is asked for itself: all bits weigh the same, and the ranking is that of Hamming."""
 
@@ -111,19 +111,23 @@ class Index:
     ) -> Hits:
         """The k best documents for a text, each of several texts, or each row of log-odds (Q, K).
 
-        A query's code has the bits log-odds > 0.
+        A query's code has the bits log-odds > 0. An index that is not flat ranks the candidates that it proposes, but
+        with a filter all that pass it.
         `where` is a filter such as "lang = 'en' and year >= 2020". A query whose log-odds are all 0 has no known word,
         and no hits. Raises ValueError for another shape, values that are not numbers, or a k below 1, and Misuse for
         another width or a filter that cannot be read.
         """
-        opened = self.opened
-        queries = Queries.of(self._log_odds(query), self.bits)
-        _require(k, rank)
-        chosen = opened.subsets(where)
-        found = [Candidates.none(len(queries), k)]
-        for view, start, subset in zip(opened.views, opened.starts, chosen, strict=False):
-            found.append(subset.nearest(view.segment.scan, queries, k, rank).shifted(start))
-        return hits_of(queries, joined(found).best(k), rank, opened)
+        return self._search(query, k, rank, where, exact=False)
+
+    def search_exactly(
+        self,
+        query: np.ndarray | str | Sequence[str],
+        k: int = 10,
+        rank: Rank = "log-odds",
+        where: str | None = None,
+    ) -> Hits:
+        """As `search`, of all documents whatever the index's kind."""
+        return self._search(query, k, rank, where, exact=True)
 
     def like(self, id: str, k: int = 10, where: str | None = None) -> Hits:
         """The k documents nearest to the one with this id, without itself. Raises Misuse where there is none."""
@@ -159,10 +163,25 @@ class Index:
         )
         return hits_of(queries, Candidates(rows, scores, distances), rank, opened)
 
+    def _search(
+        self, query: np.ndarray | str | Sequence[str], k: int, rank: Rank, where: str | None, *, exact: bool
+    ) -> Hits:
+        opened = self.opened
+        queries = Queries.of(self._log_odds(query), self.bits)
+        _require(k, rank)
+        chosen = opened.subsets(where)
+        found = [Candidates.none(len(queries), k)]
+        for view, start, subset in zip(opened.views, opened.starts, chosen, strict=False):
+            found.append(subset.nearest(view.segment.scan, queries, k, rank, exact=exact).shifted(start))
+        return hits_of(queries, joined(found).best(k), rank, opened)
+
     def _log_odds(self, query: np.ndarray | str | Sequence[str]) -> np.ndarray:
         if isinstance(query, np.ndarray):
             return query
-        texts = [query] if isinstance(query, str) else list(query)
+        return self.text_log_odds([query] if isinstance(query, str) else query)
+
+    def text_log_odds(self, texts: Sequence[str]) -> np.ndarray:
+        """What the model that made the codes says of texts, (n, K). Raises Misuse for an empty one."""
         if not all(text.strip() for text in texts):
             raise Misuse("the query is empty; say what to look for")
         table = self.encoder.tokenizer.table(
@@ -271,8 +290,7 @@ def _one_within(opened: Opened, query: Queries, radius: int, k: int, rank: Rank,
         rows = rows[subset.contains(rows)]
         if len(rows):
             scored = view.segment.scan.scored(query, rows[None])
-            by_distance = Candidates(scored.rows, -scored.distances.astype(np.float64), scored.distances)
-            found.append((scored if rank == "log-odds" else by_distance).shifted(start))
+            found.append((scored if rank == "log-odds" else scored.by_distance()).shifted(start))
     return joined(found).best(k)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.approximate import Approximate
 from pipelines.id_lookup import IdLookup
 from pipelines.scan import Scan
-from pipelines.segment_files import CODES_FILE, DOCUMENTS_FILE, LOOKUP_FILE, UNINFORMATIVE_FILE
+from pipelines.segment_files import CANDIDATES_FILE, CODES_FILE, DOCUMENTS_FILE, LOOKUP_FILE, UNINFORMATIVE_FILE
 from vae_core.errors import Damaged
 
 
@@ -20,6 +21,8 @@ class Segment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.scan = Scan.open(folder / CODES_FILE)
+        near = folder / CANDIDATES_FILE
+        self.scan.near = Approximate.open(near) if near.exists() else None
         reader = open_documents(folder / DOCUMENTS_FILE)
         self.schema = reader.schema
         self.facts: dict[bytes, bytes] = self.schema.metadata or {}

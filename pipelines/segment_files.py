@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.approximate import Approximate, CandidatesConfig, FlatConfig
 from pipelines.artifact import Part, checksum, replacing
 from pipelines.code_files import CodeFiles, packed_bytes
 from pipelines.id_lookup import digests, write_lookup
@@ -18,6 +19,8 @@ LOOKUP_FILE = "lookup.npy"
 UNINFORMATIVE_FILE = "uninformative.npy"
 OWN_CODES = "codes.parquet"
 """The codes of documents that were added from no codes artifact: what codes.faiss can be made from."""
+CANDIDATES_FILE = "candidates.faiss"
+"""In an index that is not flat: the structure that proposes candidates."""
 SEGMENT_FILES = (CODES_FILE, DOCUMENTS_FILE, LOOKUP_FILE, UNINFORMATIVE_FILE)
 SHOWN = ("id", "labels", "text", "component", "metadata")
 MAY_BE_EMPTY = ("labels", "text")
@@ -33,23 +36,39 @@ class Block(NamedTuple):
     uninformative: np.ndarray
 
 
-def write_segment(folder: Path, blocks: Iterable[Block], schema: pa.Schema, code_bytes: int) -> None:
+class Layout(NamedTuple):
+    """How a segment keeps its documents: their columns, bytes of a code, and where hits are looked for."""
+
+    schema: pa.Schema
+    code_bytes: int
+    candidates: CandidatesConfig
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of its files."""
+        return SEGMENT_FILES if isinstance(self.candidates, FlatConfig) else (*SEGMENT_FILES, CANDIDATES_FILE)
+
+
+def write_segment(folder: Path, blocks: Iterable[Block], layout: Layout) -> None:
     """Write the files of a segment into `folder`, in one pass over its documents; each is there whole or not at all."""
     import faiss
 
     folder.mkdir(parents=True, exist_ok=True)
-    flat = faiss.IndexBinaryFlat(8 * code_bytes)
+    flat: Any = faiss.IndexBinaryFlat(8 * layout.code_bytes)
     digested: list[np.ndarray] = []
     unknown: list[np.ndarray] = []
     with ExitStack() as stack:
         paths = {name: stack.enter_context(replacing(folder / name)) for name in SEGMENT_FILES}
-        with pa.OSFile(str(paths[DOCUMENTS_FILE]), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with pa.OSFile(str(paths[DOCUMENTS_FILE]), "wb") as sink, pa.ipc.new_file(sink, layout.schema) as writer:
             for block in blocks:
                 unknown.append(flat.ntotal + np.flatnonzero(block.uninformative))
                 flat.add(np.ascontiguousarray(block.codes))
                 digested.append(digests(block.documents.column("id")))
-                writer.write_batch(block.documents.cast(schema))
+                writer.write_batch(block.documents.cast(layout.schema))
         faiss.write_index_binary(flat, str(paths[CODES_FILE]))
+        if not isinstance(layout.candidates, FlatConfig):
+            near = Approximate.build(layout.candidates, faiss.vector_to_array(flat.xb).reshape(-1, layout.code_bytes))
+            near.write(stack.enter_context(replacing(folder / CANDIDATES_FILE)))
         write_lookup(paths[LOOKUP_FILE], np.concatenate([np.empty(0, np.uint32), *digested]))
         write_rows(paths[UNINFORMATIVE_FILE], np.concatenate([np.empty(0, np.int64), *unknown]))
 

@@ -45,7 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening = socket.create_server((host, port), family=family, backlog=QUEUED_CONNECTIONS)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise Misuse(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from None
     return listening
 

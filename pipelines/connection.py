@@ -21,6 +21,7 @@ ANSWER_S = 5.0
 """How long an address has to answer."""
 TOLD_AFTER_S, TOLD_EVERY_S = 5.0, 30.0
 """When a wait for resources is first told of, and how often then."""
+ADDRESS = re.compile(r"(?:ray://)?(?:https?://)?\[?([^/\]]+?)\]?:(\d+)/?")
 TO_WORKERS = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
 """What the processes of a cluster are told of storage; keys they have of their own, from their machines."""
 SHARE: ContextVar[int | None] = ContextVar("share", default=None)
@@ -129,10 +130,32 @@ def _started() -> Iterator[None]:
             runtime_env={"env_vars": told} if told else None,
             **({} if address else {"include_dashboard": False}),
         )
+    ended = threading.Event()
+    if found := ADDRESS.fullmatch(address or ""):
+        threading.Thread(target=_watch_head, args=(found[1], int(found[2]), ended), daemon=True).start()
     try:
         yield
     finally:
+        ended.set()
         ray.shutdown()
+
+
+def _watch_head(host: str, port: int, ended: threading.Event) -> None:
+    """Tell when the head is lost: Ray ends this process a minute later, with words that no user knows."""
+    silent = 0
+    while not ended.wait(ANSWER_S):
+        try:
+            socket.create_connection((host, port), timeout=ANSWER_S).close()
+            silent = 0
+        except OSError:
+            silent += 1
+            if silent == 2:
+                logger.error(
+                    "the head of the cluster at %s:%d does not answer any more; if it does not come back within a "
+                    "minute this ends: start the cluster again, and the same command goes on",
+                    host,
+                    port,
+                )
 
 
 @contextmanager
@@ -158,7 +181,7 @@ def _refusals(address: str) -> Iterator[None]:
 
 def _require_answer(address: str) -> None:
     """Raise Misuse unless something answers at `address` soon: Ray itself would try for a minute."""
-    found = re.fullmatch(r"(?:ray://)?(?:https?://)?\[?([^/\]]+?)\]?:(\d+)/?", address)
+    found = ADDRESS.fullmatch(address)
     if found is None:
         if address not in ("auto", "local"):
             raise Misuse(f"RAY_ADDRESS is {address!r}; give HOST:PORT of the cluster's head, such as 10.0.0.5:6379")

@@ -106,7 +106,7 @@ def driver(folder: Path, name: str = "driver") -> Iterator[None]:
             os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
 
 
-def in_its_own_network(module: str, scenario: str, folder: Path, *, seconds: int = 280) -> str:
+def in_its_own_network(module: str, scenario: str, folder: Path, *, seconds: int = 560) -> str:
     """Run `python -m MODULE SCENARIO FOLDER` in a network of its own, and return what it printed."""
     inside = f"ip link set lo up && exec timeout {seconds} {sys.executable} -m {module} {scenario} {folder}"
     command = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", inside]

@@ -71,7 +71,7 @@ def test_an_address_of_another_form_is_told(address: str, remedy: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("scenario", ["token", "version", "busy"])
 def test_on_a_cluster(scenario: str, tmp_path: Path) -> None:
     assert "as expected" in in_its_own_network("tests.pipelines.test_connection", scenario, tmp_path)

@@ -9,7 +9,7 @@ from tests.pipelines.multinode_scenarios import SCENARIOS
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(scenario: str, tmp_path: Path) -> None:
     assert f"{scenario} after" in in_its_own_network("tests.pipelines.multinode_scenarios", scenario, tmp_path)

@@ -19,7 +19,7 @@ MEMORY_BYTES = 1_500_000_000
 """Free memory below which a local Ray is not started: its daemons and two workers with torch take about as much."""
 ANSWER_S = 5.0
 """How long an address has to answer."""
-TOLD_AFTER_S, TOLD_EVERY_S = 5.0, 30.0
+TOLD_AFTER_S, TOLD_EVERY_S = 15.0, 30.0
 """When a wait for resources is first told of, and how often then."""
 ADDRESS = re.compile(r"(?:ray://)?(?:https?://)?\[?([^/\]]+?)\]?:(\d+)/?")
 TO_WORKERS = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")

@@ -7,15 +7,28 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from pipelines.artifact import MANIFEST, Artifact
 from pipelines.corpus import CorpusConfig, Document, plan_slices, read_slice
 from pipelines.digests import digests
+from pipelines.mlflow_runs import Sent
 from pipelines.slices import Slice
 from pipelines.storage import is_folder, shown, uri_of
 from vae_core.errors import LatentbitsError, Misuse
 
 GONE, CHANGED = "gone", "changed since"
+STAGES = {
+    "shards": "tokenize",
+    "embeddings": "embed",
+    "graph": "graph",
+    "model": "pretrain",
+    "codes": "encode",
+    "index": "index",
+    "report": "evaluate",
+    "duplicates": "dedup",
+}
+"""The stage that makes each kind, by which tracking calls its run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +78,24 @@ def _of_artifact(artifact: Artifact, name: str, facts: dict[str, str] | None = N
     manifest = artifact.manifest
     own = {"fingerprint": artifact.fingerprint, "created": manifest.created}
     own |= {"revision": manifest.git_revision[:12]} if manifest.git_revision else {}
-    own |= {"tracking run": manifest.tracking_run} if manifest.tracking_run else {}
+    run = manifest.tracking_run or _tracking_run(artifact)
+    own |= {"tracking run": run} if run else {}
     title = manifest.kind if name in ("", manifest.kind) else f"{name}: {manifest.kind}"
     made_from = tuple(_origin(artifact, item.name) for item in manifest.inputs)
     return Origin(title, artifact.place, (facts or {}) | own, made_from, state)
+
+
+def _tracking_run(artifact: Artifact) -> str | None:
+    """The stage's run as tracking noted it beside the artifact: a quick stage is done before it has one."""
+    notes = sorted((artifact.path.parent / ".tracking").glob("sent-*.json"), key=lambda note: note.stat().st_mtime)
+    for note in reversed(notes):
+        try:
+            run = Sent.model_validate_json(note.read_bytes()).runs.get(STAGES.get(artifact.manifest.kind, ""))
+        except ValidationError:
+            continue
+        if run is not None:
+            return run.id
+    return None
 
 
 def _origin(artifact: Artifact, name: str) -> Origin:
@@ -98,10 +125,10 @@ def _in_index(artifact: Artifact, document: str) -> Origin | None:
     number = max(place for place, start in enumerate(index.starts[:-1]) if start <= row)
     segment = index.opened.version.segments[number]
     facts = {"version": str(index.version), "segment": segment.name, "row": str(row - index.starts[number])}
-    own = {"fingerprint": artifact.fingerprint, "created": artifact.manifest.created}
     made_from = [_in_source(Path(source.uri), source.fingerprint, document, artifact) for source in segment.sources]
     held = [one for one in made_from if one.state != "not in it"] or made_from
-    return Origin("index", artifact.place, facts | own, tuple(held))
+    whole = _of_artifact(artifact, "", facts)
+    return Origin(whole.name, whole.place, whole.facts, tuple(held))
 
 
 def _in_source(path: Path, fingerprint: str, document: str, index: Artifact) -> Origin:

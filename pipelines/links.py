@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.artifact import replacing
+from pipelines.durable import replacing
 
 LINK = np.dtype([("left", "<i8"), ("right", "<i8"), ("level", "<i4"), ("distance", "<i4"), ("jaccard", "<f4")])
 """Two units and how near they are; `level` is what decides between links, the lower the nearer."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines.corpus import Document
 from pipelines.encoder import Encoder
+from pipelines.explain import Explainer
 from pipelines.search import Hits, Index, Rank, hits, require_model
 from pipelines.service_requests import Query
 from pipelines.vocabulary import words
@@ -42,6 +43,7 @@ class Searcher:
         self.encoder = encoder
         self.refresh_s = refresh_s
         self._looked = time.monotonic()
+        self._explainer = Explainer(encoder)
 
     @classmethod
     def open(
@@ -143,8 +145,9 @@ class Searcher:
         if asked.known_words == 0:
             answer["message"] = NO_WORD
         if query.explain:
-            for hit, row in others:
-                hit["code"] = self.index.code(row).tobytes().hex()
+            for hit, row in others[: query.k]:
+                code = self.index.code(row)
+                hit |= {"why": self._explainer.explain(asked.log_odds, code), "code": code.tobytes().hex()}
             answer["code"] = np.packbits(asked.log_odds > 0, bitorder="little").tobytes().hex()
             answer["log_odds"] = [round(float(value), 4) for value in asked.log_odds]
             vocabulary = self.encoder.tokenizer.vocabulary.ids

@@ -21,7 +21,7 @@ class Query(Config, json_schema_extra={"examples": [QUERY]}):
     k: int = Field(default=10, ge=1, description="how many hits")
     rank: Rank = Field(default="log-odds", description="how hits are ordered")
     filter: str | None = Field(default=None, description="a condition on metadata that hits meet")
-    explain: bool = Field(default=False, description="add codes, log-odds and the words that the model knows")
+    explain: bool = Field(default=False, description="say why each was found; add codes and log-odds")
 
     @model_validator(mode="after")
     def _asks_one_thing(self) -> Self:
@@ -94,6 +94,7 @@ class Hit(ShownDocument):
 
     score: float
     distance: int
+    why: dict[str, Any] | None = None
     code: str | None = None
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.artifact import replacing
+from pipelines.durable import replacing
 
 WORDS = 3
 """Words of a shingle."""

@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.approximate import CandidatesConfig
 from pipelines.artifact import MANIFEST, Artifact, Input, Part, replacing
+from pipelines.storage import shown, uri_of
 from vae_core.config import Config
-from vae_core.errors import Damaged, LatentbitsError
+from vae_core.errors import Damaged, LatentbitsError, Misuse
 
 VERSIONS = "versions"
 LOCK = ".lock"
@@ -81,6 +82,8 @@ def newest_number(path: Path) -> int:
 
 def stamp(path: Path) -> tuple[int, int, int]:
     """What differs once the index at `path` was changed or made anew; cheap."""
+    if not (path / MANIFEST).exists():  # it lies in a store, where an index is not changed
+        return 0, 0, 0
     manifest = (path / MANIFEST).stat()
     return newest_number(path), manifest.st_ino, manifest.st_mtime_ns
 
@@ -126,6 +129,8 @@ def writing(path: Path) -> Iterator[Artifact]:
 
     What a killed writer left is removed first.
     """
+    if uri_of(path):
+        raise Misuse(f"{shown(path)} lies in a store; change an index in a folder of this machine, and copy it there")
     artifact = Artifact.open(path, "index")
     with (artifact.path / LOCK).open("a+") as lock:
         try:

@@ -88,6 +88,7 @@ class Opened:
 def open_newest(artifact: Artifact, before: Opened | None) -> Opened:
     """The newest version; segments that are open already are used again."""
     known = {view.record.key: view.segment for view in before.views} if before else {}
+    artifact.files()  # what lies in a store is brought here
     while True:
         version = newest(artifact)
         try:

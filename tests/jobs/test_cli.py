@@ -203,7 +203,7 @@ def test_words_that_the_model_does_not_know_are_said_on_standard_error(latentbit
     said = latentbits("query", tiny.folder / "index", "qqq zzz", "-k", 1)
     assert said.status == 0
     assert "the model knows no word of this query" in said.err
-    assert "sea-" in said.out or "kitchen-" in said.out or "space-" in said.out
+    assert said.out == ""
 
 
 def test_hits_show_whole_ids_and_a_score_each(latentbits: Cli, tiny: Tiny) -> None:

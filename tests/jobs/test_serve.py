@@ -79,6 +79,13 @@ def test_the_hits_are_those_that_query_prints(service: Served, tiny: Tiny) -> No
             assert client.post("/search", json={"code": code, **common}).json() == answer_code(asked, code, wanted)
 
 
+def test_what_was_found_is_explained_as_query_explains_it(service: Served, tiny: Tiny) -> None:
+    (expected,) = answer(Asked(tiny.folder / "index"), ["ship bread moon"], Wanted(k=5, explain=True))
+    with service.client() as client:
+        hits = client.post("/search", json={"text": "ship bread moon", "k": 5, "explain": True}).json()["hits"]
+    assert [hit["why"] for hit in hits] == [hit["why"] for hit in expected["hits"]]
+
+
 def test_what_the_command_prints_and_what_the_service_answers_are_the_same_bytes(
     service: Served, tiny: Tiny, latentbits: Cli
 ) -> None:

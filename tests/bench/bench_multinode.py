@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.artifact import Artifact
-from pipelines.storage import Store
+from pipelines.encode import encode
+from pipelines.progress import Silent
+from pipelines.scatter import cluster
 from tests.nodes import ROOT, SOCKETS, driver
 from tests.pipelines.model_files import write_model
 from tests.pipelines.multinode_scenarios import Killer, Place
@@ -65,11 +67,10 @@ def measure(folder: Path) -> dict[str, float]:
         seconds = {"one": _encoded(place, "one")}
         place.nodes.add("b")
         seconds["two"] = _encoded(place, "two")
-        _copied(place, "lost")
         again = Again()
         logging.getLogger("latentbits.cluster").addHandler(again)
         killer = Killer("encode", lambda: place.nodes.kill("b"), after=3)
-        place.run("lost", "encode", killer, first="encode")
+        _encoded(place, "lost", killer)
         assert place.parts("lost", "codes") == place.parts("two", "codes")
         return seconds | {"again": again.count}
 
@@ -83,20 +84,15 @@ class Again(logging.Handler):
         self.count += "is done again" in record.getMessage()
 
 
-def _encoded(place: Place, name: str) -> float:
-    _copied(place, name)
+def _encoded(place: Place, name: str, progress: Silent | None = None) -> float:
+    """Seconds of the stage, from empty caches to codes in the store."""
     for node in place.nodes.nodes:
         shutil.rmtree(place.nodes.cache(node), ignore_errors=True)
-    started = time.perf_counter()
-    place.run(name, "encode", first="encode")
-    return time.perf_counter() - started
-
-
-def _copied(place: Place, name: str) -> None:
-    for kind in ("shards", "model"):
-        source = Store.at(f"{place.bucket}/made/{kind}")
-        for file in source.sizes():
-            source.copy(file, Store.at(f"{place.bucket}/{name}/{kind}"), file)
+    made, out = Path(f"{place.bucket}/made"), Path(f"{place.bucket}/{name}/codes")
+    with driver(place.folder, f"driver-{name}"), cluster():
+        started = time.perf_counter()
+        encode(made / "model", made / "shards", out, progress=progress or Silent())
+        return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -23,12 +23,6 @@ from vae_core.errors import LatentbitsError, Misuse
 CONFIG = TrackingConfig()
 
 
-@pytest.fixture
-def tracked(tiny: Tiny, tmp_path: Path) -> Tiny:
-    """A copy of the tiny run, tracked in a database beside it."""
-    return tiny.copy(tmp_path)
-
-
 def client_of(run: Tiny) -> MlflowClient:
     uri = sqlite_uri(run.folder.parent)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -51,19 +45,20 @@ def test_every_run_has_a_model_card_and_a_data_card(tiny: Tiny) -> None:
     assert (tiny.folder / "cards/training.svg").read_text().startswith("<svg xmlns=")
 
 
-def test_cards_say_what_is_so_when_parts_of_the_run_are_gone(tracked: Tiny) -> None:
+def test_cards_say_what_is_so_when_parts_of_the_run_are_gone(tiny: Tiny, tmp_path: Path) -> None:
+    copied = tiny.copy(tmp_path)
     for name in ("report", "index"):
-        (tracked.folder / name / "manifest.json").unlink()
-    card = (write_cards(tracked.folder) / "model-card.md").read_text()
+        (copied.folder / name / "manifest.json").unlink()
+    card = (write_cards(copied.folder) / "model-card.md").read_text()
     assert "Not measured yet: run `latentbits evaluate`." in card
     assert "What a search gives" not in card
 
 
-def test_the_server_holds_the_run_as_a_whole_and_the_model_as_candidate(tiny: Tiny) -> None:
-    client = client_of(tiny)
+def test_the_server_holds_the_run_as_a_whole_and_the_model_as_candidate(tracked: Tiny) -> None:
+    client = client_of(tracked)
     experiment = client.get_experiment_by_name(CONFIG.experiment).experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([experiment])}
-    parent = runs[tiny.folder.name]
+    parent = runs[tracked.folder.name]
     stages = {"tokenize", "graph", "pretrain", "encode", "index", "evaluate"}
     assert stages <= runs.keys()
     assert {runs[stage].data.tags["mlflow.parentRunId"] for stage in stages} == {parent.info.run_id}
@@ -73,76 +68,75 @@ def test_the_server_holds_the_run_as_a_whole_and_the_model_as_candidate(tiny: Ti
     assert {"cards/model-card.md", "cards/data-card.md", "cards/samples.json", "cards/training.svg"} <= copied
     assert {file.path for file in client.list_artifacts(runs["evaluate"].info.run_id)} == {"report.html", "report.json"}
 
-    model = Artifact.open(tiny.folder / "model")
+    model = Artifact.open(tracked.folder / "model")
     version = client.get_model_version_by_alias(CONFIG.experiment, CANDIDATE)
     assert version.tags["latentbits.fingerprint"] == model.fingerprint
     assert version.run_id == runs["pretrain"].info.run_id
-    assert version.description == (tiny.folder / "cards/model-card.md").read_text()
+    assert version.description == (tracked.folder / "cards/model-card.md").read_text()
     assert float(version.tags["precision_at_100"]) > 0
 
 
-def test_mlflow_loads_the_registered_model_and_it_gives_the_codes_of_the_run(tiny: Tiny) -> None:
+def test_mlflow_loads_the_registered_model_and_it_gives_the_codes_of_the_run(tracked: Tiny) -> None:
     from pipelines.corpus import Document
     from pipelines.encoder import Encoder
 
     texts = ["ship storm", "bread oven"]
-    mlflow.set_tracking_uri(sqlite_uri(tiny.folder.parent))
+    mlflow.set_tracking_uri(sqlite_uri(tracked.folder.parent))
     loaded = mlflow.pyfunc.load_model(f"models:/{CONFIG.experiment}@{CANDIDATE}")
     assert loaded.metadata.signature.inputs.input_names() == ["text"]
     pandas = pytest.importorskip("pandas")
     found = loaded.predict(pandas.DataFrame({"text": texts}))
-    encoder = Encoder.load(tiny.folder / "model")
+    encoder = Encoder.load(tracked.folder / "model")
     table = encoder.tokenizer.table([Document(text, text, [], {}, "", 0) for text in texts])
     expected = [bytes(row).hex() for row in encoder.encode(table).codes.bytes_NC.numpy()]
     assert list(found["code"]) == expected
 
 
 def test_the_first_model_is_champion_and_a_second_time_says_so(
-    tiny: Tiny, latentbits: Callable[..., Said], tmp_path: Path
+    tracked: Tiny, latentbits: Callable[..., Said], tmp_path: Path
 ) -> None:
     del tmp_path
-    said = latentbits("promote", tiny.folder)
+    said = latentbits("promote", tracked.folder)
     assert said.status == 0
     assert said.out.endswith(("is champion, the first\n", "is champion already\n"))
-    again = json.loads(latentbits("promote", tiny.folder, "--json").out)
+    again = json.loads(latentbits("promote", tracked.folder, "--json").out)
     assert again["champion"]
-    assert (
-        again["was"] == again["version"] == client_of(tiny).get_model_version_by_alias("latentbits", CHAMPION).version
-    )
+    champion = client_of(tracked).get_model_version_by_alias(CONFIG.experiment, CHAMPION)
+    assert again["was"] == again["version"] == str(champion.version)
 
 
 @pytest.mark.parametrize(("gain", "better"), [(0.05, True), (0.0, False), (-0.05, False)])
 def test_only_a_model_that_beats_the_champion_takes_its_place(
-    tiny: Tiny, latentbits: Callable[..., Said], tmp_path: Path, gain: float, better: bool
+    tracked: Tiny, latentbits: Callable[..., Said], tmp_path: Path, gain: float, better: bool
 ) -> None:
     """The champion is given other figures of the same queries; what the run measured stays as it is."""
-    promoted(tiny.folder, CONFIG)
+    promoted(tracked.folder, CONFIG)
     other = TrackingConfig(experiment=f"rivals {gain}")
-    registry = Registry.at(sqlite_uri(tiny.folder.parent), other.experiment)
-    ours = client_of(tiny).get_model_version_by_alias(CONFIG.experiment, CHAMPION)
+    registry = Registry.at(sqlite_uri(tracked.folder.parent), other.experiment)
+    ours = client_of(tracked).get_model_version_by_alias(CONFIG.experiment, CHAMPION)
     card, figures = tmp_path / "card.md", tmp_path / QUERIES
     write_text(card, "# A rival")
-    measured = QueryFigures.read(tiny.folder / "report" / QUERIES)
+    measured = QueryFigures.read(tracked.folder / "report" / QUERIES)
     worse = {name: values - gain for name, values in measured.figures.items()}
     replace(measured, figures=worse).write(figures)
     record = {
         "name": other.experiment,
-        "folder": str(tiny.folder / "model"),
+        "folder": str(tracked.folder / "model"),
         "card": str(card),
         "tags": {},
         "figures": {},
     }
     rival = record | {"fingerprint": "rival", "evaluation": [str(figures)]}
     # The rival's files are of a run of its own.
-    run = client_of(tiny).create_run(client_of(tiny).get_experiment_by_name(CONFIG.experiment).experiment_id)
+    run = client_of(tracked).create_run(client_of(tracked).get_experiment_by_name(CONFIG.experiment).experiment_id)
     registry.register(run.info.run_id, rival)
     rival_version = registry.version_of("rival")
     assert rival_version is not None
     registry.crown(rival_version, {"over": "none"})
-    model = Artifact.open(tiny.folder / "model").fingerprint
+    model = Artifact.open(tracked.folder / "model").fingerprint
     registry.register(ours.run_id, record | {"fingerprint": model, "evaluation": []})
 
-    said = latentbits("promote", tiny.folder, "--set", f"tracking.experiment={other.experiment}", "--json")
+    said = latentbits("promote", tracked.folder, "--set", f"tracking.experiment={other.experiment}", "--json")
 
     assert said.status == (0 if better else 1)
     found = json.loads(said.out)
@@ -151,7 +145,7 @@ def test_only_a_model_that_beats_the_champion_takes_its_place(
     champion = registry.holder(CHAMPION)
     assert champion is not None
     assert champion.fingerprint == (model if better else "rival")
-    shown = latentbits("promote", tiny.folder, "--set", f"tracking.experiment={other.experiment}")
+    shown = latentbits("promote", tracked.folder, "--set", f"tracking.experiment={other.experiment}")
     assert ("champion already" if better else "stays candidate: it is not better for certain") in shown.out
 
 
@@ -166,8 +160,8 @@ def test_what_cannot_be_compared_is_said(tracked: Tiny, tmp_path: Path) -> None:
         promoted(tracked.folder, TrackingConfig(uri="http://127.0.0.1:9"))
 
 
-def test_queries_of_the_report_are_those_of_the_evaluation(tiny: Tiny) -> None:
-    report = json.loads((tiny.folder / "report/report.json").read_text())
-    found = QueryFigures.read(tiny.folder / "report" / QUERIES)
+def test_queries_of_the_report_are_those_of_the_evaluation(tracked: Tiny) -> None:
+    report = json.loads((tracked.folder / "report/report.json").read_text())
+    found = QueryFigures.read(tracked.folder / "report" / QUERIES)
     assert len(found.ids) == report["asked"]
     assert np.mean(found.figures[PRECISION]) == pytest.approx(report["ties_averaged"]["log_odds"])

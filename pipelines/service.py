@@ -1,6 +1,7 @@
 """The search service as one application: routes over an index, its model and what changes it."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -113,6 +114,9 @@ def make_app(searcher: Searcher, config: ServeConfig, token: str | None) -> Fast
 def _lifespan(service: Service) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Model and vocabulary are never garbage: to look through them again and again would hold up some requests.
+        gc.collect()
+        gc.freeze()
         service.batches.start()
         tell("started", {"index": str(service.searcher.index.artifact.path), "documents": len(service.searcher.index)})
         try:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.charts import STYLE, Axes, drawing
+from pipelines.charts import STYLE, WIDTH, Axes, drawing
 
 HEIGHT = 300.0
 SHOWN = {"loss": "ours", "distortion": "theirs"}
@@ -26,7 +26,8 @@ def training_curves(metrics: Path) -> str:
     for name, line in lines.items():
         if len(line) == len(steps):
             shapes.append(_path(axes, steps, line, SHOWN[name]))
-    shapes.append(f'<text class="small" x="70" y="22">{", ".join(SHOWN)}</text>')
+    for place, (name, colour) in enumerate(SHOWN.items()):
+        shapes.append(f'<text x="{WIDTH - 110}" y="{26 + 18 * place}" style="fill: var(--{colour})">{name}</text>')
     return _alone(drawing(f"loss from {lines['loss'][0]:.4g} to {lines['loss'][-1]:.4g} nats", HEIGHT, shapes))
 
 

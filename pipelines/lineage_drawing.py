@@ -8,7 +8,7 @@ from pipelines.charts import STYLE
 from pipelines.lineage import Origin
 
 BOX, ACROSS, DOWN, LINE = 250, 300, 30, 16
-SHOWN = 38
+SHOWN = 36
 """Characters of a line in a box."""
 Edges = list[tuple[int, int]]
 
@@ -34,8 +34,14 @@ def svg(origin: Origin) -> str:
         tops[number] = bottoms[column]
         bottoms[column] += heights[number] + DOWN
     left = [12 + ACROSS * (max(depth) - column) for column in depth]
-    width, height = 24 + BOX + ACROSS * max(depth), max(bottoms)
-    shapes = [_arrow(left, tops, heights, made, source) for made, source in edges]
+    bottom = max(bottoms)
+    width, height = 24 + BOX + ACROSS * max(depth), bottom + 2 * DOWN
+    shapes = []
+    for made, source in edges:
+        if depth[source] - depth[made] == 1:
+            shapes.append(_arrow(left, tops, heights, made, source))
+        else:
+            shapes.append(_arrow_below(left, tops, heights, made, source, bottom))
     shapes += [_box(node, left[number], tops[number], heights[number]) for number, node in enumerate(nodes)]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img"'
     said = f' aria-label="where {escape(origin.place)} is from">'
@@ -76,7 +82,8 @@ def _depths(count: int, edges: Edges) -> list[int]:
 
 def _lines(node: Origin) -> list[str]:
     lines = [node.name, _end_of(node.place)]
-    lines += [_end_of(f"{name} {value}") for name, value in node.facts.items()]
+    facts = (f"{name} {value}" for name, value in node.facts.items())
+    lines += [text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..." for text in facts]
     return [*lines, *([node.state.upper()] if node.state else [])]
 
 
@@ -99,6 +106,16 @@ def _arrow(left: Sequence[float], tops: Sequence[float], heights: Sequence[float
     bend = (x1 + x2) / 2
     head = f"M{x2 - 7:g},{y2 - 4:g} L{x2:g},{y2:g} L{x2 - 7:g},{y2 + 4:g}"
     return f'<path class="ours" d="M{x1:g},{y1:g} C{bend:g},{y1:g} {bend:g},{y2:g} {x2:g},{y2:g} {head}"/>'
+
+
+def _arrow_below(
+    left: Sequence[float], tops: Sequence[float], heights: Sequence[float], made: int, source: int, bottom: float
+) -> str:
+    """Past the boxes that lie between the two."""
+    x1, y1 = left[source] + BOX / 2, tops[source] + heights[source]
+    x2, y2 = left[made] + BOX / 2, tops[made] + heights[made]
+    low, head = bottom + DOWN, f"M{x2 - 4:g},{y2 + 7:g} L{x2:g},{y2:g} L{x2 + 4:g},{y2 + 7:g}"
+    return f'<path class="ours" d="M{x1:g},{y1:g} C{x1:g},{low:g} {x2:g},{low:g} {x2:g},{y2:g} {head}"/>'
 
 
 def _escaped(text: str) -> str:

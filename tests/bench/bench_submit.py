@@ -50,7 +50,10 @@ def _seconds(out: Path, head: Head, command: str, cluster: dict[str, str], *more
     config = write_config(out, out.parent / "docs.jsonl", out / "run")
     program = [sys.executable, "-m", "jobs", command, str(config), "--until", "tokenize", *more]
     started = time.perf_counter()
-    subprocess.run(program, env=head.environment | cluster, cwd=ROOT, check=True, capture_output=True)
+    said = subprocess.run(
+        program, env=head.environment | cluster, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     seconds = time.perf_counter() - started
+    assert said.returncode == 0, said.stdout + said.stderr
     assert os.path.exists(out / "run" / "shards" / "manifest.json")
     return seconds

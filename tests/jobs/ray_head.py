@@ -38,7 +38,7 @@ def ray_head(cores: int = 2) -> Iterator[Head]:
         token = Path(folder) / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
-        port, dashboard, client, metrics = _free_ports(4)
+        port, dashboard, client, metrics, agent = _free_ports(5)
         bin_folder = str(Path(sys.executable).parent)
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LATENTBITS_"))
@@ -58,6 +58,7 @@ def ray_head(cores: int = 2) -> Iterator[Head]:
             "dashboard-port": dashboard,
             "ray-client-server-port": client,
             "metrics-export-port": metrics,
+            "dashboard-agent-listen-port": agent,  # the agent takes jobs, but not where another has its port
             "num-cpus": cores,
             "object-store-memory": 200 << 20,
             "temp-dir": folder,

@@ -18,7 +18,7 @@ from jobs.cli import app
 from pipelines.artifact import Artifact
 
 Cli = Callable[..., Said]
-COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands if command.callback)
+COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 BINARY = Path(sys.executable).with_name("latentbits")
 
 

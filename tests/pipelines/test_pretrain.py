@@ -275,9 +275,7 @@ def test_what_cannot_be_met_is_said_before_anything_starts(shards: Path, tmp_pat
 
 def test_more_bits_than_documents_are_refused_with_what_is_sensible(shards: Path, tmp_path: Path) -> None:
     wide = Composition.model_validate({"latent": {"bits": 512}})
-    with pytest.raises(
-        Misuse, match=r"learn 512 bits from; set model\.latent\.bits to \d+, or add documents"
-    ):
+    with pytest.raises(Misuse, match=r"learn 512 bits from; set model\.latent\.bits to \d+, or add documents"):
         pretrain(shards, tmp_path / "model", wide, PretrainConfig())
     assert not (tmp_path / "model").exists()
 

@@ -12,7 +12,7 @@ from jobs.job_views import duration, job_view
 from vae_core.errors import LatentbitsError, Misuse
 
 EVERY_S = 2.0
-PLAIN_EVERY_S = 10.0
+PLAIN_EVERY_S, OVER_EVERY_S = 10.0, 0.25
 GIVEN_UP_S = 300.0
 """A head that starts again is away for a while; so long is waited for it."""
 
@@ -65,7 +65,7 @@ def _sleep_until_over(job: str, cluster: Cluster, pause: float) -> None:
     """Lines come seldom, the end of a job at once."""
     until = time.monotonic() + pause
     while (left := until - time.monotonic()) > 0:
-        time.sleep(min(1.0, left))
+        time.sleep(min(OVER_EVERY_S, left))
         try:
             if cluster.job(job).over:
                 return

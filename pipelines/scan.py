@@ -122,6 +122,14 @@ def joined(found: list[Candidates]) -> Candidates:
     )
 
 
+class _Owned:
+    """An array over memory of `owner`, which lives as long as any view of it."""
+
+    def __init__(self, array: np.ndarray, owner: Any) -> None:
+        self.__array_interface__ = array.__array_interface__
+        self.owner = owner
+
+
 class Scan:
     """Packed codes in memory or mapped from a file, and what FAISS ranks them with."""
 
@@ -165,8 +173,8 @@ class Scan:
 
         if not len(self):
             return np.empty((0, self.bits // 8), np.uint8)
-        flat: np.ndarray = faiss.rev_swig_ptr(self.flat.xb.data(), len(self) * self.bits // 8)
-        return flat.reshape(len(self), -1)
+        flat = faiss.rev_swig_ptr(self.flat.xb.data(), len(self) * self.bits // 8)
+        return np.asarray(_Owned(flat, self.flat)).reshape(len(self), -1)
 
     def nearest(self, queries: Queries, k: int, rank: Rank, *, exact: bool) -> Candidates:
         """The k best codes; unless it must be `exact`, of the candidates that a structure proposes."""

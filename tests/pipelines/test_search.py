@@ -1,5 +1,6 @@
 """Search against a plain sort of every document's score."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.index import IndexConfig, index
+from pipelines.scan import Scan
 from pipelines.search import Index, Rank, hits, nearest_codes, require_model
 from vae_core.codes import PackedCodes, log_odds_scores
 from vae_core.errors import Damaged, Misuse, Stale
@@ -179,3 +181,15 @@ def test_within_finds_every_code_up_to_and_at_the_radius(tmp_path: Path, radius:
     expected = (bits_of(codes) != bits_of(codes[11:12])).sum(axis=1)
     np.testing.assert_array_equal(rows, np.flatnonzero(expected <= radius))
     np.testing.assert_array_equal(distances, expected[rows])
+
+
+def test_codes_outlive_the_index_that_they_were_read_from() -> None:
+    kept = np.random.default_rng(0).integers(0, 256, (1000, 8), dtype=np.uint8)
+    codes = Scan.of(kept).codes[10:]
+    gc.collect()
+    np.empty(8000, np.uint8).fill(7)
+    np.testing.assert_array_equal(codes, kept[10:])
+    base = codes
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert base.owner.ntotal == 1000

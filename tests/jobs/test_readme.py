@@ -46,7 +46,8 @@ def write_newsgroups(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_command_of_the_readme_works_in_an_empty_folder(tmp_path):
     commands = readme_commands()
     assert ["make", "demo"] in commands

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 from pydantic import ValidationError
 
@@ -89,7 +89,7 @@ class Tracking:
     def __init__(self, spool: Path, sender: "_Sender") -> None:
         self._records = spool / RECORDS
         self._sender = sender
-        self._used = False
+        self._file: BinaryIO | None = None
 
     @classmethod
     def start(cls, uri: str, experiment: str, run_name: str, spool: Path) -> Self:
@@ -124,8 +124,10 @@ class Tracking:
         return run.id if run else None
 
     def close(self, timeout: float, *, failed: bool = False) -> int:
-        if self._used:
+        if self._file is not None:
             self._append({"end": "FAILED" if failed else "FINISHED"})
+            self._file.close()
+            self._file = None
         unsent = self._sender.close(timeout)
         if not self._records.exists():
             with contextlib.suppress(OSError):  # what else is in the folder stays
@@ -134,10 +136,11 @@ class Tracking:
 
     def _append(self, record: dict[str, Any]) -> None:
         line = json.dumps({"time": int(time.time() * 1000)} | record) + "\n"
-        with self._records.open("ab", buffering=0) as file:
-            file.write(line.encode())
-        self._used = True
-        self._sender.wake.set()
+        if self._file is None:
+            self._file = self._records.open("ab", buffering=0)
+        self._file.write(line.encode())
+        if not self._sender.wake.is_set():
+            self._sender.wake.set()
 
 
 def sqlite_uri(folder: Path) -> str:

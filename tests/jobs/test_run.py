@@ -101,7 +101,7 @@ def test_a_document_that_was_added_makes_the_shards_stale(tiny: Tiny, tmp_path: 
 def test_stages_outside_the_chosen_ones_are_not_made(tiny: Tiny, tmp_path: Path) -> None:
     result = run(settings(tiny._replace(folder=tmp_path / "run")), last="tokenize")
     assert [done.stage for done in result.stages] == ["tokenize"]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["shards"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["cards", "shards"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from pipelines.phases import Job, Schedule
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import cluster, cores, packed, unpacked
 from pipelines.shards import distinct_labels
+from pipelines.stopping import stopped_in_order
 from pipelines.tracking import NoTracking, Tracker
 from pipelines.training import EXPORT, FAILURE, METRICS, train
 from pipelines.warm_start import require_alike
@@ -212,7 +213,8 @@ def _run(job: Job, schedule: Schedule, progress: Progress, tracking: Tracker) ->
         watcher = _Watcher(job, cores, schedule.steps, progress, tracking)
         watcher.start()
         try:
-            _fit(job, cores)
+            with stopped_in_order(job.scratch):
+                _fit(job, cores)
         finally:
             watcher.stop()
             shutil.rmtree(job.scratch / RAY_FILES, ignore_errors=True)
@@ -388,7 +390,7 @@ class _Watcher(threading.Thread):
         if step <= self.done:
             return
         note = f"loss {record['loss']:.1f} = {record['distortion']:.1f} + {record['beta']:.2f} x {record['rate']:.1f}"
-        self.progress.advance(step - self.done, f"{note}  {record['tokens_per_second']:,.0f} tokens/s")
         numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        self.progress.advance(step - self.done, f"{note}  {record['tokens_per_second']:,.0f} tokens/s", numbers)
         self.tracking.log("pretrain", numbers, record["step"])
         self.done = step

@@ -19,6 +19,7 @@ from pipelines.batches import digest, rows_of_worker
 from pipelines.engine import PretrainConfig, set_learning_rate
 from pipelines.held_out import Watch, best, export, forget, looked
 from pipelines.phases import Job, PhaseRun, Schedule
+from pipelines.stopping import Told
 from vae_core.errors import LatentbitsError
 from vae_core.model import VAE, Terms
 from vae_core.objectives import Loss, Multiplier
@@ -54,6 +55,7 @@ def _train(job: Job) -> None:
     start = resumed.step if resumed else 0
     run, lag, watch = _begin(job, resumed)
     journal = _Journal(job.scratch / METRICS, start)
+    told = Told(job.scratch, next(run.engine.module.parameters()).device)
     forget(run, watch)  # what a run that was killed found best after its last checkpoint is found again
     for step in range(start, run.schedule.steps):
         if watch.looks >= job.config.patience:
@@ -61,11 +63,14 @@ def _train(job: Job) -> None:
         if (number := run.schedule.phase_of(step)) != run.number:
             run, lag = run.next(number), Lag()
         lag, watch = _step(run, lag, watch, step, journal)
-        if run.schedule.saves_after(step):
+        stopping = step % job.config.log_every == 0 and told()
+        if stopping or run.schedule.saves_after(step):
             state = {"multiplier": tuple(run.multiplier), "lag": asdict(lag), "watch": asdict(watch)}
             beside = [job.scratch / METRICS, best(job.scratch, watch)]
             checkpoint.save(run.engine, job.scratch / CHECKPOINTS, step + 1, state, beside)
             forget(run, watch)
+        if stopping:
+            return
     export(run, watch, job.scratch / EXPORT)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.artifact import UNFINISHED
 from pipelines.blame import blamed
 from pipelines.corpus import CorpusConfig, Document, plan_slices
 from pipelines.part_files import PartJob
@@ -76,7 +77,7 @@ def test_a_part_that_cannot_be_tokenized_says_by_which_document(tmp_path: Path, 
     shards = tokenize(corpus, tmp_path / "shards", TokenizeConfig())
     (tmp_path / "docs.txt").write_text("\n".join([*texts[:13], "boom", *texts[13:]]))
     job = PartJob(number=3, first_piece=0, pieces=tuple(plan_slices(corpus)))
-    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / UNFINISHED).mkdir(parents=True)
     picky = Picky(Tokenizer.load(shards.path))
     said = r"RuntimeError: a library gave up; it failed on document 'docs\.txt:14' of part-00003\.arrow, in process"
     with pytest.raises(LatentbitsError, match=said):

@@ -32,7 +32,7 @@ from pipelines.tokenize import TokenizeConfig, tokenize
 from pipelines.tracking import NoTracking
 from pipelines.training import CHECKPOINTS, METRICS, PretrainConfig
 from vae_core.errors import LatentbitsError, Misuse, Stale
-from vae_core.model import Composition
+from vae_core.model import Composition, VAEConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 DOCUMENTS, TOPICS, BATCH, STEPS = 400, 4, 40, 200
@@ -254,7 +254,8 @@ def test_metrics_that_a_restart_wrote_anew_are_carried_on_and_no_step_twice(tmp_
         return json.dumps({"step": step, "loss": loss, **numbers}) + "\n"
 
     path, heard = tmp_path / METRICS, Heard()
-    watcher = module._Watcher(path, 100, Silent(), heard)
+    job = module.Job(tmp_path, tmp_path, VAEConfig(terms=1, tokens=1), PretrainConfig())
+    watcher = module._Watcher(job, 1, 100, Silent(), heard)
     path.write_text("".join(record(step, 0.5) for step in range(6)))
     watcher._carry()
     write_text(path, "".join(record(step, 0.123456) for step in range(9)))

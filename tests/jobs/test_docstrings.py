@@ -100,6 +100,7 @@ def test_every_label_can_fill_a_page_of_a_hundred_and_none_is_the_corpus(corpus:
     assert STDLIB in sizes
 
 
+@pytest.mark.slow
 def test_the_same_environment_gives_the_same_bytes(ray_cluster: None, tmp_path: Path) -> None:
     del ray_cluster
     first, second = (write_docstrings(tmp_path / name, limit=200) for name in ("a.jsonl", "b.jsonl"))

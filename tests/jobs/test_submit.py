@@ -1,7 +1,6 @@
 """Jobs on a real Ray head with a job server and token authentication, on loopback."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -260,8 +259,10 @@ def test_a_run_that_waits_for_cores_says_so(cluster: Cluster, head: Head, tmp_pa
     assert wait(name, cluster).status == "SUCCEEDED"
 
 
-def test_the_settings_of_a_job_are_those_that_were_given(cluster: Cluster, tmp_path: Path) -> None:
-    os.chdir(tmp_path)
+def test_the_settings_of_a_job_are_those_that_were_given(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     config = tiny_config(tmp_path)
     sent = submit(Request(load_config(str(config), ["model.latent.bits=8"]), last="tokenize"), cluster)
     assert yaml.safe_load(sent.job.metadata["config"])["model"]["latent"]["bits"] == 8

@@ -145,9 +145,9 @@ def test_each_step_trains_on_the_documents_that_the_plan_names(undisturbed: Arti
 @pytest.mark.parametrize(
     ("stage", "workers", "precision"),
     [
-        pytest.param(1, 2, "fp32", marks=pytest.mark.slow),
+        (1, 2, "fp32"),
         pytest.param(2, 2, "fp32", marks=pytest.mark.slow),
-        (3, 2, "fp32"),
+        pytest.param(3, 2, "fp32", marks=pytest.mark.slow),
         pytest.param(3, 1, "fp32", marks=pytest.mark.slow),
         pytest.param(1, 2, "bf16", marks=pytest.mark.slow),
     ],

@@ -270,6 +270,7 @@ def test_nothing_that_is_written_holds_a_secret(s3: S3Server, bucket: str) -> No
         assert not any(secret.encode() in content for content in everything)
 
 
+ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -293,7 +294,7 @@ def place(request: pytest.FixtureRequest, bucket: str, tmp_path: Path) -> Path:
 def holder(place: Path) -> Iterator["subprocess.Popen[str]"]:
     """Another process that is writing the artifact."""
     command = [sys.executable, "-c", HOLD, str(place)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     yield process

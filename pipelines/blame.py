@@ -46,7 +46,7 @@ def _culprit(
             work([document])
         except failure:
             return f"document {name(document)!r}"
-        except Exception:
+        except Exception:  # fails alone for another reason, so it is not the one that is sought
             continue
     if not documents:
         return "no document"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.shingles import Shingles
+from pipelines.shingles import Shingles, slices_of
 
 PAIRS_AT_ONCE = 1 << 20
 POSTINGS_AT_ONCE = 1 << 24
@@ -143,7 +143,7 @@ def pairs_in_runs(order: Units, starts: Units, known: int = 0) -> Iterator[Pairs
     partners = np.where(order[places] >= known, places - begins, 0)
     alone = partners == 0
     places, begins, partners = places[~alone], begins[~alone], partners[~alone]
-    for rows in _slices(partners):
+    for rows in slices_of(partners, PAIRS_AT_ONCE):
         count = partners[rows]
         right = np.repeat(places[rows], count)
         inner = np.arange(len(right)) - np.repeat(np.cumsum(count) - count, count)
@@ -214,13 +214,3 @@ def _pairs_of(starts: Units, total: int) -> int:
 
 def _odd(count: int) -> Words:
     return np.random.default_rng(count).integers(0, 1 << 63, count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-
-
-def _slices(counts: Units) -> Iterator[slice]:
-    ends = np.cumsum(counts)
-    start = 0
-    while start < len(counts):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + PAIRS_AT_ONCE, side="right")))
-        yield slice(start, stop)
-        start = stop

@@ -48,7 +48,7 @@ class Shingles:
     def of(cls, texts: pa.Array | pa.ChunkedArray) -> "Shingles":
         """The shingles of `texts`, in memory."""
         pieces = list(_pieces([texts]))
-        counts = np.concatenate([np.zeros(1, np.int64), *(piece.counts for piece in pieces)])
+        counts = np.concatenate([np.zeros(1, np.int64), *(piece.sizes for piece in pieces)])
         return cls(
             np.concatenate([np.empty(0, np.uint32), *(piece.values for piece in pieces)]),
             np.cumsum(counts),
@@ -68,7 +68,7 @@ class Shingles:
         """|A and B| / |A or B| of each pair of texts, (P,); 0 where one of them is empty."""
         shared = np.zeros(len(left), np.int64)
         sizes = self.offsets[left + 1] - self.offsets[left] + self.offsets[right + 1] - self.offsets[right]
-        for rows in _cut(sizes):
+        for rows in slices_of(sizes, VALUES_AT_ONCE):
             shared[rows] = self._shared(left[rows], right[rows])
         return shared / np.maximum(1, sizes - shared)
 
@@ -115,49 +115,51 @@ def write_shingles(texts: Iterable[pa.Array], folder: Path) -> Shingles:
     )
 
 
+def slices_of(sizes: Rows, at_once: int) -> Iterator[slice]:
+    """Slices of rows, in order, whose sizes sum up to no more than `at_once`, or of one row."""
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + at_once, side="right")))
+        yield slice(start, stop)
+        start = stop
+
+
 def _write(texts: Iterable[pa.Array], names: dict[str, Path]) -> NDArray[np.uint32]:
     counts = [np.empty(0, np.uint32)]
     with names["values"].open("wb") as values, names["sums"].open("wb") as sums, names["sketches"].open("wb") as drawn:
         for piece in _pieces(texts):
-            counts.append(piece.counts.astype(np.uint32))
+            counts.append(piece.sizes.astype(np.uint32))
             values.write(piece.values.tobytes())
             sums.write(piece.sums.tobytes())
             drawn.write(piece.sketches.tobytes())
     return np.concatenate(counts)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Piece:
-    """What `Shingles` keeps of a few texts, with the size of each set."""
-
-    values: NDArray[np.uint32]
-    counts: Rows
-    sums: NDArray[np.uint64]
-    sketches: NDArray[np.uint64]
-
-    @classmethod
-    def of(cls, texts: pa.Array) -> "_Piece":
-        hashes, owners = _words(texts)
-        found, owners = _shingled(hashes, owners, len(texts))
-        keys = owners.astype(np.uint64) << np.uint64(32) | found >> np.uint64(32)
-        keys.sort()
-        keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
-        values, owners = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.int64)
-        counts = np.bincount(owners, minlength=len(texts))
-        sums = np.zeros(len(texts), np.uint64)
-        np.add.at(sums, owners, _mixed(values.astype(np.uint64)))
-        drawn = np.zeros((len(texts), SKETCH_BITS), bool)
-        drawn[owners, values % SKETCH_BITS] = True
-        return cls(values, counts, sums, np.packbits(drawn, axis=1).view(np.uint64))
+def _of_some(texts: pa.Array) -> Shingles:
+    """The shingles of a few texts."""
+    hashes, owners = _words(texts)
+    found, owners = _shingled(hashes, owners, len(texts))
+    keys = owners.astype(np.uint64) << np.uint64(32) | found >> np.uint64(32)
+    keys.sort()
+    keys = keys[np.append(True, keys[1:] != keys[:-1])[: len(keys)]]
+    values, owners = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(texts)))])
+    sums = np.zeros(len(texts), np.uint64)
+    np.add.at(sums, owners, _mixed(values.astype(np.uint64)))
+    drawn = np.zeros((len(texts), SKETCH_BITS), bool)
+    drawn[owners, values % SKETCH_BITS] = True
+    return Shingles(values, offsets, sums, np.packbits(drawn, axis=1).view(np.uint64))
 
 
-def _pieces(texts: Iterable[pa.Array | pa.ChunkedArray]) -> Iterator[_Piece]:
+def _pieces(texts: Iterable[pa.Array | pa.ChunkedArray]) -> Iterator[Shingles]:
     """The texts some at a time, in order, by as many threads as there are cores: all of the work is done in C."""
     threads = len(os.sched_getaffinity(0))
-    waiting: deque[Future[_Piece]] = deque()
+    waiting: deque[Future[Shingles]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for chunk in _chunks(texts):
-            waiting.append(pool.submit(_Piece.of, chunk))
+            waiting.append(pool.submit(_of_some, chunk))
             if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -224,17 +226,6 @@ def _chunks(texts: Iterable[pa.Array | pa.ChunkedArray]) -> Iterator[pa.Array]:
         for chunk in some.chunks if isinstance(some, pa.ChunkedArray) else [some]:
             for start in range(0, len(chunk), TEXTS_AT_ONCE):
                 yield chunk.slice(start, TEXTS_AT_ONCE).cast(pa.string())
-
-
-def _cut(sizes: Rows) -> Iterator[slice]:
-    """Slices of rows whose sizes sum up to no more than VALUES_AT_ONCE, or of one row."""
-    ends = np.cumsum(sizes)
-    start = 0
-    while start < len(sizes):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + VALUES_AT_ONCE, side="right")))
-        yield slice(start, stop)
-        start = stop
 
 
 def _mapped(path: Path, kind: type[np.uint32 | np.uint64]) -> NDArray[Any]:

@@ -161,19 +161,23 @@ class Index:
             np.concatenate([getattr(none, name), *(getattr(one, name) for one in best)])
             for name in ("rows", "scores", "distances")
         )
-        return hits_of(queries, Candidates(rows, scores, distances), rank, opened)
+        return _hits_of(queries, Candidates(rows, scores, distances), rank, opened)
 
     def _search(
         self, query: np.ndarray | str | Sequence[str], k: int, rank: Rank, where: str | None, *, exact: bool
     ) -> Hits:
-        opened = self.opened
         queries = Queries.of(self._log_odds(query), self.bits)
         _require(k, rank)
-        chosen = opened.subsets(where)
-        found = [Candidates.none(len(queries), k)]
-        for view, start, subset in zip(opened.views, opened.starts, chosen, strict=False):
-            found.append(subset.nearest(view.segment.scan, queries, k, rank, exact=exact).shifted(start))
-        return hits_of(queries, joined(found).best(k), rank, opened)
+        opened, found = self._found(queries, k, rank, where, exact)
+        best = joined([Candidates.none(len(queries), k), *found]).best(k)
+        return _hits_of(queries, best, rank, opened)
+
+    def _found(
+        self, queries: Queries, k: int, rank: Rank, where: str | None, exact: bool
+    ) -> tuple[Opened, list[Candidates]]:
+        """The version that answers, and the best of its segments."""
+        opened = self.opened  # which a refresh may replace meanwhile
+        return opened, [nearest_of(opened, queries, k, rank, where, exact)]
 
     def _log_odds(self, query: np.ndarray | str | Sequence[str]) -> np.ndarray:
         if isinstance(query, np.ndarray):
@@ -276,7 +280,25 @@ def require_model(index: Index, fingerprint: str) -> None:
         )
 
 
-def hits_of(queries: Queries, best: Candidates, rank: Rank, opened: Opened) -> Hits:
+def nearest_of(
+    opened: Opened,
+    queries: Queries,
+    k: int,
+    rank: Rank,
+    where: str | None,
+    exact: bool,
+    share: tuple[int, int] = (0, 1),
+) -> Candidates:
+    """The k best of one version; of a `share` (number, of) those of the segments number, number + of, ..."""
+    chosen = opened.subsets(where)
+    found = [Candidates.none(len(queries), 0)]
+    for place in range(share[0], len(opened.views), share[1]):
+        nearest = chosen[place].nearest(opened.views[place].segment.scan, queries, k, rank, exact=exact)
+        found.append(nearest.shifted(opened.starts[place]))
+    return joined(found).best(k)
+
+
+def _hits_of(queries: Queries, best: Candidates, rank: Rank, opened: Opened) -> Hits:
     asks = np.any(queries.log_odds != 0, axis=1, keepdims=True)
     best = best.keeping(asks & (best.rows >= 0))
     constant = queries.normaliser[:, None] if rank == "log-odds" else 0.0

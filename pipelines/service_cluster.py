@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipelines.artifact import Artifact
 from pipelines.connection import cluster
 from pipelines.encoder import Encoder
-from pipelines.hits import Hits
 from pipelines.opened import Opened
-from pipelines.scan import Candidates, Queries, joined
-from pipelines.search import Index, Rank, hits_of, require_model
+from pipelines.scan import Candidates, Queries
+from pipelines.search import Index, Rank, nearest_of, require_model
 from pipelines.service_answers import Searcher, Unavailable
 from pipelines.service_config import ServeConfig
 from vae_core.errors import LatentbitsError, Misuse
@@ -67,7 +64,7 @@ class Share:
         self.of = of
         self._versions: dict[int, Opened] = {}
 
-    def nearest(self, version: int, log_odds: np.ndarray, k: int, rank: Rank, where: str | None) -> "Found":
+    def nearest(self, version: int, queries: Queries, k: int, rank: Rank, where: str | None, exact: bool) -> "Found":
         """The k best of these segments in one version of the index, or None where it is not the one that is there.
 
         An error in what was asked is returned, since Ray would raise something else in its place.
@@ -76,7 +73,7 @@ class Share:
         if opened is None:
             return None
         try:
-            return _nearest(opened, Queries.of(log_odds, self.index.bits), k, rank, where, self.number, self.of)
+            return nearest_of(opened, queries, k, rank, where, exact, (self.number, self.of))
         except LatentbitsError as error:
             return error
 
@@ -102,25 +99,19 @@ class SpreadIndex(Index):
         super().__init__(artifact)
         self.ask = ask
 
-    def search(
-        self,
-        query: np.ndarray | str | Sequence[str],
-        k: int = 10,
-        rank: Rank = "log-odds",
-        where: str | None = None,
-    ) -> Hits:
-        """As `Index.search`. Raises Unavailable where the shares and this process do not come to one version."""
-        log_odds = self._log_odds(query)
-        queries = Queries.of(log_odds, self.bits)
+    def _found(
+        self, queries: Queries, k: int, rank: Rank, where: str | None, exact: bool
+    ) -> tuple[Opened, list[Candidates]]:
+        """Raises Unavailable where the shares and this process do not come to one version."""
         for _ in range(ATTEMPTS):
             opened = self.opened
-            found = self.ask(opened.version.number, log_odds, k, rank, where)
-            candidates = [one for one in found if isinstance(one, Candidates)]
+            found = self.ask(opened.version.number, queries, k, rank, where, exact)
             for one in found:
                 if isinstance(one, LatentbitsError):
                     raise one
+            candidates = [one for one in found if isinstance(one, Candidates)]
             if len(candidates) == len(found):
-                return hits_of(queries, joined([Candidates.none(len(queries), k), *candidates]).best(k), rank, opened)
+                return opened, candidates
             self.refresh()
         raise Unavailable(f"{self.artifact.path} changes faster than it is read; ask again")
 
@@ -210,17 +201,6 @@ def _app(serving: Serving) -> Any:
 
 def _share(number: int) -> str:
     return f"segments-{number}"
-
-
-def _nearest(
-    opened: Opened, queries: Queries, k: int, rank: Rank, where: str | None, number: int, of: int
-) -> Candidates:
-    chosen = opened.subsets(where)
-    found = [Candidates.none(len(queries), 0)]
-    for place in range(number, len(opened.views), of):
-        nearest = chosen[place].nearest(opened.views[place].segment.scan, queries, k, rank)
-        found.append(nearest.shifted(opened.starts[place]))
-    return joined(found).best(k)
 
 
 def _require_cores(config: ServeConfig) -> None:

@@ -16,6 +16,7 @@ from pipelines.artifact import Artifact
 from pipelines.encoder import Encoder
 from pipelines.index_changes import compact, delete
 from pipelines.opened import Opened
+from pipelines.scan import Queries
 from pipelines.search import Index
 from pipelines.service_answers import Searcher
 from pipelines.service_cluster import Serving, Share, SpreadIndex, serving, started
@@ -71,7 +72,7 @@ def test_a_share_that_is_a_version_ahead_answers_of_the_one_it_is_asked_for(run:
     log_odds = np.ones((1, 16), np.float32)
     before = index.search(log_odds, 300).rows
     delete(tmp_path / "index", ["sea/0"])
-    assert shares[0].nearest(1, log_odds, 5, "log-odds", None) is not None
+    assert shares[0].nearest(1, Queries.of(log_odds, 16), 5, "log-odds", None, False) is not None
     np.testing.assert_array_equal(index.search(log_odds, 300).rows, before)
     index.refresh()
     assert (index.search(log_odds, 300).rows >= 0).sum() == 299

@@ -45,7 +45,7 @@ def main() -> Iterator[dict[str, object]]:
 def _measured(folder: Path, documents: int) -> dict[str, tuple[float, int]]:
     """Seconds and bytes of each stage, run one after the other."""
     folder.mkdir()
-    _write_corpus(folder / "corpus.parquet", documents)
+    write_corpus(folder / "corpus.parquet", documents)
     command = [str(Path(sys.executable).with_name("latentbits")), "run", "default", "--out", str(folder / "run")]
     command += ["--set", f"corpus.files=[{folder / 'corpus.parquet'}]", "--set", "corpus.id=id"]
     command += ["--set", "pretrain.epochs=1", "--set", "tracking.enabled=false"]
@@ -55,7 +55,8 @@ def _measured(folder: Path, documents: int) -> dict[str, tuple[float, int]]:
     }
 
 
-def _write_corpus(path: Path, documents: int) -> None:
+def write_corpus(path: Path, documents: int) -> None:
+    """A parquet file of so many texts, with an id each."""
     dice = np.random.default_rng(0)
     vocabulary = np.array([f"w{number:05d}" for number in range(WORDS)])
     orders = [dice.permutation(WORDS) for _ in range(TOPICS)]

@@ -31,12 +31,12 @@ class Outage(NamedTuple):
 
 def outage(folder: Path, seconds: float) -> Outage:
     """Log steps of STEP_S before, during and after an outage of so many seconds."""
-    port, costs, worked = _free_port(), list[float](), list[float]()
-    with _server(folder, port):
+    port, costs, worked = free_port(), list[float](), list[float]()
+    with server(folder, port):
         tracking = Tracking.start(f"http://127.0.0.1:{port}", "letters", "outage", folder / "spool")
         _train(tracking, 5, costs, worked)
     _train(tracking, seconds, costs, worked)  # nobody listens
-    with _server(folder, port):
+    with server(folder, port):
         _train(tracking, 3, costs, worked)
         tracking.close(PATIENCE_S)
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
@@ -59,7 +59,8 @@ def _train(tracking: Tracking, seconds: float, costs: list[float], worked: list[
 
 
 @contextmanager
-def _server(folder: Path, port: int) -> Iterator[None]:
+def server(folder: Path, port: int) -> Iterator[None]:
+    """A server process with its database in `folder`, killed in the end."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",
@@ -89,7 +90,8 @@ def _wait(port: int) -> None:
     raise TimeoutError(f"no MLflow server on port {port} after {PATIENCE_S} s")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -1,35 +1,33 @@
 """Changes to an index: add, upsert, delete and compact. Each writes new files first, then publishes one version.
 
-Readers see the version before or the one after, whole; so does whoever comes after a kill.
+Readers see the version before or the one after, whole; so does whoever comes after a kill. Many small additions do not
+make many small segments: once there are MERGED of a size, an addition writes them together, and a document is written
+again as often as the index grew by that factor.
 """
 
+import math
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.artifact import MANIFEST, Artifact, replacing, require_disk, write_text
 from pipelines.code_files import BATCH_ROWS, CodeFiles
-from pipelines.index_versions import SegmentRecord, Version, candidates_of, kept, newest, publish, version_path, writing
+from pipelines.index_segments import merged, new_segment, watched, with_own_codes
+from pipelines.index_versions import SegmentRecord, Version, kept, newest, publish, version_path, writing
+from pipelines.opened import View
 from pipelines.progress import Progress, Silent
 from pipelines.search import Index
-from pipelines.segment import Segment, nothing
-from pipelines.segment_files import (
-    OWN_CODES,
-    Block,
-    Layout,
-    block_of,
-    blocks_of,
-    part_of,
-    shown_schema,
-    write_rows,
-    write_segment,
-)
+from pipelines.segment import Segment
+from pipelines.segment_files import block_of, blocks_of, part_of, shown_schema, write_rows
 from vae_core.errors import Misuse, Stale
 
+MERGED = 8
+"""Segments of about a size, the newest among them, that an addition makes one."""
+MERGED_DOCUMENTS = 1_000_000
+"""Documents that an addition writes again at most; `compact` writes all."""
 IDS_SHOWN = 3
 
 
@@ -50,7 +48,11 @@ def add(index: Path, codes: Path | pa.Table, *, upsert: bool = False, progress: 
             shutil.rmtree(segment.folder)
             raise Misuse(_already_there(opened, replaced))
         changed = _without(artifact.path, version, opened, replaced)
-        return _published(artifact, version, "upsert" if upsert else "add", (*changed, record), record.rows)
+        segments = _fewer(artifact, version.number + 1, (*changed, record))
+        number = _published(artifact, version, "upsert" if upsert else "add", segments, record.rows)
+        if len(segments) <= len(changed):
+            _remove_unneeded(artifact, kept(artifact)[-2:])
+        return number
 
 
 def delete(index: Path, ids: Sequence[str]) -> int:
@@ -82,9 +84,9 @@ def compact(index: Path, *, segment_documents: int = 5_000_000, progress: Progre
         opened = Index(artifact)
         require_disk(artifact.path, sum(part.bytes for segment in version.segments for part in segment.files()))
         progress.start("compact", len(opened), "documents")
-        records = _compacted(artifact, opened, version, segment_documents, progress)
+        records = tuple(merged(artifact, version.number + 1, opened.opened.views, segment_documents, progress))
         progress.finish()
-        number = _published(artifact, version, "compact", tuple(records), 0)
+        number = _published(artifact, version, "compact", records, 0)
         _remove_unneeded(artifact, kept(artifact)[-2:])
         return number
 
@@ -97,6 +99,31 @@ def _published(
     return version.number
 
 
+def _fewer(artifact: Artifact, number: int, records: tuple[SegmentRecord, ...]) -> tuple[SegmentRecord, ...]:
+    """The same segments, with the last ones made one where there are too many of their size."""
+    count = segments_to_merge([record.live for record in records])
+    if not count:
+        return records
+    views = [View(Segment(artifact.path / record.name), record, artifact.path) for record in records[-count:]]
+    return (*records[:-count], *merged(artifact, number, views, MERGED_DOCUMENTS, Silent(), first_piece=1))
+
+
+def segments_to_merge(documents: Sequence[int]) -> int:
+    """How many of the last segments are to be one, by the documents of each; 0 where they can stay."""
+    count = 1
+    while True:
+        size = _magnitude(sum(documents[-count:]))
+        larger = (n for n, one in enumerate(reversed(documents)) if n >= count and _magnitude(one) > size)
+        run = next(larger, len(documents))
+        if run - count + 1 < MERGED or sum(documents[-run:]) > MERGED_DOCUMENTS:
+            return count if count > 1 else 0
+        count = run
+
+
+def _magnitude(documents: int) -> int:
+    return int(math.log(max(documents, 1), MERGED) + 1e-9)
+
+
 def _artifact_segment(artifact: Artifact, opened: Index, codes: Path, number: int, progress: Progress) -> SegmentRecord:
     source = Artifact.open(codes, "codes")
     files = CodeFiles.open(source)
@@ -104,8 +131,8 @@ def _artifact_segment(artifact: Artifact, opened: Index, codes: Path, number: in
     require_disk(artifact.path, 4 * sum(part.bytes for part in source.manifest.parts))
     schema = shown_schema(files)
     progress.start("add", files.documents, "documents")
-    blocks = _watched(blocks_of(files, 0, files.documents, schema), progress)
-    record = _write(artifact, number, blocks, schema, files.code_bytes)
+    blocks = watched(blocks_of(files, 0, files.documents, schema), progress)
+    record = new_segment(artifact, number, blocks, schema, files.code_bytes)
     progress.finish()
     return record.model_copy(update={"sources": (source.as_input("codes"),), "start": 0})
 
@@ -124,32 +151,8 @@ def _table_segment(
     extra = [name for name in ("labels", "text", "metadata") if name in codes.schema.names and name not in names]
     schema = pa.schema([codes.schema.field(name) for name in [*names, *extra]], opened.segments[0].schema.metadata)
     blocks = (block_of(batch, schema) for batch in codes.combine_chunks().to_batches(BATCH_ROWS))
-    record = _write(artifact, number, blocks, schema, width)
-    return _with_own_codes(artifact, record, codes.select(["id", "code"]))
-
-
-def _write(
-    artifact: Artifact, number: int, blocks: Iterable[Block], schema: pa.Schema, code_bytes: int, piece: int = 0
-) -> SegmentRecord:
-    name = f"segments/v{number:08d}-{piece:05d}"
-    shutil.rmtree(artifact.path / name, ignore_errors=True)  # left by a kill
-    layout = Layout(schema, code_bytes, candidates_of(artifact))
-    write_segment(artifact.path / name, blocks, layout)
-    segment = Segment(artifact.path / name)
-    _require_unique(segment)
-    return SegmentRecord(
-        name=name,
-        rows=len(segment),
-        parts=tuple(part_of(artifact.path, f"{name}/{file}", len(segment)) for file in layout.files),
-    )
-
-
-def _with_own_codes(artifact: Artifact, record: SegmentRecord, codes: pa.Table) -> SegmentRecord:
-    """The record of a segment whose folder keeps the codes of some of its documents, for want of an artifact."""
-    name = f"{record.name}/{OWN_CODES}"
-    with replacing(artifact.path / name) as temporary:
-        pq.write_table(codes, temporary, compression="zstd")
-    return record.model_copy(update={"parts": (*record.parts, part_of(artifact.path, name, len(codes)))})
+    record = new_segment(artifact, number, blocks, schema, width)
+    return with_own_codes(artifact, record, codes.select(["id", "code"]))
 
 
 def _require_fit(opened: Index, name: Path | str, bits: int, model: str, schema: pa.Schema) -> None:
@@ -175,20 +178,6 @@ def _require_same_kind(name: Path | str, ours: pa.Field, theirs: pa.Field) -> No
         raise Misuse(
             f"{ours.name} is {ours.type} in {name} and {theirs.type} in the index; encode it with the same fields"
         ) from None
-
-
-def _require_unique(segment: Segment) -> None:
-    """Raise Misuse where an id is twice in a segment: of the two nobody could say which is meant."""
-    hashed, rows = segment.lookup.digests, segment.lookup.rows
-    same = np.flatnonzero(hashed[1:] == hashed[:-1])
-    if not len(same):
-        return
-    ids = segment.table(rows[np.union1d(same, same + 1)].astype(np.int64), ["id"])["id"].to_pylist()
-    if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
-        shutil.rmtree(segment.folder)
-        raise Misuse(f"the id {twice!r} is there twice; an index has one document of each id")
 
 
 def _known_rows(opened: Index, segment: Segment) -> np.ndarray:
@@ -230,98 +219,6 @@ def _with_deleted(root: Path, record: SegmentRecord, rows: np.ndarray, number: i
 def _is_compact(version: Version, segment_documents: int) -> bool:
     fewest = max(1, -(-version.documents // segment_documents))
     return len(version.segments) == fewest and all(segment.deleted is None for segment in version.segments)
-
-
-def _compacted(
-    artifact: Artifact, opened: Index, version: Version, size: int, progress: Progress
-) -> Iterator[SegmentRecord]:
-    schema = pa.unify_schemas([segment.schema for segment in opened.segments], promote_options="permissive")
-    sources = tuple(dict.fromkeys(source for record in version.segments for source in record.sources))
-    own = _own_codes(artifact.path, version)
-    pieces = range(0, max(len(opened), 1), size)
-    blocks = _Cut(_live_blocks(opened, schema))
-    for piece in range(len(pieces)):
-        record = _write(
-            artifact, version.number + 1, _watched(blocks.take(size), progress), schema, opened.bits // 8, piece
-        )
-        record = record.model_copy(update={"sources": sources})
-        yield (
-            record
-            if own is None
-            else _with_own_codes(artifact, record, _those_in(own, Segment(artifact.path / record.name)))
-        )
-
-
-def _live_blocks(opened: Index, schema: pa.Schema) -> Iterator[Block]:
-    for view in opened.opened.views:
-        live, unknown = np.ones(len(view.segment), bool), np.zeros(len(view.segment), bool)
-        live[view.deleted] = False
-        unknown[view.segment.uninformative] = True
-        for start, batch in zip(view.segment.ends, view.segment.batches, strict=False):
-            kept_n = live[start : start + len(batch)]
-            codes = view.segment.codes[start : start + len(batch)][kept_n]
-            documents = _fitted(batch.filter(pa.array(kept_n)), schema)
-            yield Block(documents, codes, unknown[start : start + len(batch)][kept_n])
-
-
-def _fitted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch with the columns of `schema`: what it lacks is null."""
-    names = batch.schema.names
-    columns = [batch.column(name) if name in names else nothing(name, len(batch)) for name in schema.names]
-    fields = zip(columns, schema.names, strict=True)
-    found = pa.schema([pa.field(name, column.type) for column, name in fields])
-    whole = pa.Table.from_arrays(columns, schema=found)
-    fitted = pa.concat_tables([whole, schema.empty_table()], promote_options="permissive").cast(schema)
-    return fitted.combine_chunks().to_batches()[0] if len(batch) else _no_rows(schema)
-
-
-def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
-
-
-class _Cut:
-    """Blocks, cut where a segment is full."""
-
-    def __init__(self, blocks: Iterator[Block]) -> None:
-        self.blocks = blocks
-        self.rest: Block | None = None
-
-    def take(self, documents: int) -> Iterator[Block]:
-        while documents and (block := self.rest or next(self.blocks, None)) is not None:
-            some = min(documents, len(block.codes))
-            self.rest = None if some == len(block.codes) else _sliced(block, some, len(block.codes))
-            documents -= some
-            yield _sliced(block, 0, some)
-
-
-def _sliced(block: Block, start: int, stop: int) -> Block:
-    return Block(block.documents.slice(start, stop - start), block.codes[start:stop], block.uninformative[start:stop])
-
-
-def _own_codes(root: Path, version: Version) -> pa.Table | None:
-    names = [part.name for record in version.segments for part in record.parts if part.name.endswith(OWN_CODES)]
-    return pa.concat_tables([pq.read_table(root / name) for name in names]) if names else None
-
-
-def _those_in(own: pa.Table, segment: Segment) -> pa.Table:
-    ids = own["id"].combine_chunks()
-    from pipelines.id_lookup import digests
-
-    places, rows = segment.lookup.find(ids, digests(ids))
-    same = np.array(
-        [
-            own["code"][int(place)].as_py() == segment.codes[row].tobytes()
-            for place, row in zip(places, rows, strict=True)
-        ],
-        bool,
-    )
-    return own.take(pa.array(places[same]))
-
-
-def _watched(blocks: Iterable[Block], progress: Progress) -> Iterator[Block]:
-    for block in blocks:
-        yield block
-        progress.advance(len(block.codes))
 
 
 def _remove_unneeded(artifact: Artifact, versions: list[Version]) -> None:

@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.approximate import CandidatesConfig
 from pipelines.artifact import MANIFEST, Artifact, Input, Part, replacing
-from pipelines.storage import shown, uri_of
+from pipelines.storage import uri_of
+from pipelines.working_folder import working_folder_of
 from vae_core.config import Config
 from vae_core.errors import Damaged, LatentbitsError, Misuse
 
@@ -129,8 +130,9 @@ def writing(path: Path) -> Iterator[Artifact]:
 
     What a killed writer left is removed first.
     """
-    if uri_of(path):
-        raise Misuse(f"{shown(path)} lies in a store; change an index in a folder of this machine, and copy it there")
+    if stored := uri_of(path) or working_folder_of(path):
+        place = stored if isinstance(stored, str) else stored[0].uri
+        raise Misuse(f"{place} lies in a store; change an index in a folder of this machine, and copy it there")
     artifact = Artifact.open(path, "index")
     with (artifact.path / LOCK).open("a+") as lock:
         try:

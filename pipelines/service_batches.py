@@ -17,7 +17,7 @@ class Busy(LatentbitsError):
 
 
 class Batches(Generic[Asked, Answered]):
-    """Questions wait while a batch is answered, and then make up the next one; so none waits for company.
+    """Questions wait while a batch is answered, and then make up the next ones; so none waits for company.
 
     `work` answers a list, in its order, and runs in `thread`. At most `waiting` questions wait.
     """
@@ -55,11 +55,15 @@ class Batches(Generic[Asked, Answered]):
                 await self._task
 
     async def _answer(self) -> None:
+        size = 0
         while True:
             taken = [await self._queue.get()]
-            while not self._queue.empty() and sum(len(one.questions) for one in taken) < self.at_most:
+            # Of what waits and what was answered just now half, so that clients are read and written to meanwhile.
+            size, most = len(taken[0].questions), min(self.at_most, -(-(self.waiting + size) // 2))
+            while not self._queue.empty() and size < most:
                 taken.append(self._queue.get_nowait())
-            self.waiting -= sum(len(one.questions) for one in taken)
+                size += len(taken[-1].questions)
+            self.waiting -= size
             await self._answer_together([one for one in taken if not one.answers.done()])
             for _ in taken:
                 self._queue.task_done()

@@ -20,6 +20,10 @@ from tiny_run import Said, Tiny
 
 from jobs.query import Asked, Wanted, answer, answer_code, answer_id
 from pipelines.index_changes import compact, delete
+from pipelines.storage import Store
+from tests.s3_server import bucket, s3
+
+__all__ = ["bucket", "s3"]
 
 BINARY = Path(sys.executable).with_name("latentbits")
 TOKEN = "secret-of-the-test"
@@ -199,6 +203,21 @@ def test_a_document_that_was_answered_for_is_there_after_a_kill(tiny: Tiny, tmp_
         running.process.wait()
     with served(copied.folder / "index", tmp_path) as running, running.client() as client:
         assert all(client.get(f"/documents/new-{number}").status_code == 200 for number in range(3))
+
+
+def test_an_index_in_a_store_is_searched_and_no_document_is_taken_that_would_be_lost(
+    tiny: Tiny, bucket: str, tmp_path: Path
+) -> None:
+    for kind in ("model", "index"):
+        for file in filter(Path.is_file, (tiny.folder / kind).rglob("*")):
+            Store.at(f"{bucket}/run/{kind}").upload(file, str(file.relative_to(tiny.folder / kind)))
+    with served(Path(f"{bucket}/run/index"), tmp_path) as service, service.client() as client:
+        assert client.post("/search", json={"text": "storm in the harbour", "k": 3}).json()["hits"]
+        before = client.get("/facts").json()["documents"]
+        refused = client.post("/documents", json={"documents": [{"id": "new", "text": "storm"}]})
+        assert refused.status_code == 400
+        assert f"{bucket}/run/index lies in a store" in refused.json()["error"]
+        assert client.get("/facts").json()["documents"] == before
 
 
 def test_with_a_token_it_listens_to_all_and_answers_those_who_send_it(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Changes to an index against a plain dictionary of documents; kills at every file operation; readers and writers."""
 
 import fcntl
+import math
 import os
 import shutil
 import subprocess
@@ -14,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from code_files import write_codes
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from jobs.inspect import describe
 from pipelines.artifact import MANIFEST, Artifact
 from pipelines.index import IndexConfig, index
-from pipelines.index_changes import add, compact, delete
+from pipelines.index_changes import MERGED, add, compact, delete, segments_to_merge
 from pipelines.index_repair import repair
 from pipelines.index_versions import newest
 from pipelines.search import Index, hits
@@ -147,6 +148,41 @@ def test_an_answer_is_the_same_before_and_after_compaction(tmp_path: Path) -> No
         after = Index.open(path)
         assert len(after.segments) == 1
         assert hits(after, after.search(queries, 20, where=where)) == expected
+
+
+def test_many_small_additions_make_few_segments_and_lose_nothing(tmp_path: Path) -> None:
+    path = build(tmp_path)
+    codes = np.random.default_rng(3).integers(0, 256, (150, 4), dtype=np.uint8)
+    expected = contents(path)
+    for number, code in enumerate(codes):
+        add(path, table([f"new {number}"], code[None]))
+        expected[f"new {number}"] = code.tobytes()
+        if number % 10 == 9:  # the one that was added nine additions ago
+            delete(path, [f"new {number - 8}"])
+            del expected[f"new {number - 8}"]
+    assert contents(path) == expected
+    assert len(newest(Artifact.open(path)).segments) <= 3 + 7 * 3  # those of the stage, and 7 of each magnitude
+    assert len(list((path / "segments").iterdir())) <= 3 + 7 * 3 + 8  # those of the version before too
+    (path / newest(Artifact.open(path)).segments[-1].parts[0].name).unlink()
+    repair(path)
+    assert contents(path) == expected
+
+
+@given(sizes=st.lists(st.integers(1, 5000), max_size=300))
+def test_segments_are_as_few_as_the_logarithm_of_what_was_added(sizes: list[int]) -> None:
+    """Whatever is added in whatever order: at most 7 of each magnitude, and none is written again too often."""
+    segments: list[int] = []
+    written = 0
+    for size in sizes:
+        segments.append(size)
+        written += size
+        if count := segments_to_merge(segments):
+            written += sum(segments[-count:])
+            segments[-count:] = [sum(segments[-count:])]
+    magnitudes = 1 + int(math.log(max(sum(sizes), 1), MERGED))
+    assert sum(segments) == sum(sizes)
+    assert len(segments) <= (MERGED - 1) * magnitudes
+    assert written <= sum(sizes) * (1 + magnitudes)
 
 
 def test_hits_are_of_the_version_that_was_searched(tmp_path: Path) -> None:
@@ -334,7 +370,7 @@ for name in ("replace", "rename", "link", "unlink", "fsync", "rmdir", "mkdir"):
 sys.path.insert(0, sys.argv[4])
 from test_index_changes import CODES, table
 change, path = sys.argv[3], Path(sys.argv[1])
-if change == "upsert":
+if change in ("upsert", "merge"):
     pipelines.index_changes.add(path, table(["d1", "n1"], CODES[20:22]), upsert=True)
 if change == "delete":
     pipelines.index_changes.delete(path, ["d9", "d70"])
@@ -345,14 +381,19 @@ print("done", left)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["upsert", "delete", "compact"])
+@pytest.mark.parametrize("change", ["upsert", "merge", "delete", "compact"])
 def test_a_kill_at_any_file_operation_leaves_the_old_or_the_new_version(tmp_path: Path, change: str) -> None:
     path = build(tmp_path, CODES[:80], size=30)
     add(path, table(["a1"], CODES[:1]))
     delete(path, ["d3"])
+    if change == "merge":  # one segment more, and they are made one
+        for number in range(MERGED - 2):
+            add(path, table([f"b{number}"], CODES[:1]))
     old = contents(path)
+    changed = old | {"d1": CODES[20].tobytes(), "n1": CODES[21].tobytes()}
     new = {
-        "upsert": old | {"d1": CODES[20].tobytes(), "n1": CODES[21].tobytes()},
+        "upsert": changed,
+        "merge": changed,
         "delete": {id: code for id, code in old.items() if id not in ("d9", "d70")},
         "compact": old,
     }[change]
@@ -383,8 +424,13 @@ def _killed(path: Path, operation: int, change: str) -> "subprocess.CompletedPro
 
 def _again(path: Path, change: str) -> dict[str, bytes]:
     """What is there once whoever was killed does it again."""
+
+    def upsert() -> int:
+        return add(path, table(["d1", "n1"], CODES[20:22]), upsert=True)
+
     again: dict[str, Callable[[], object]] = {
-        "upsert": lambda: add(path, table(["d1", "n1"], CODES[20:22]), upsert=True),
+        "upsert": upsert,
+        "merge": upsert,
         "delete": lambda: delete(path, [id for id in ("d9", "d70") if Index.open(path).row_of(id) is not None]),
         "compact": lambda: compact(path),
     }

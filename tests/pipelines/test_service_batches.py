@@ -46,14 +46,29 @@ async def asked(batches: Batches[int, int], numbers: list[int]) -> "asyncio.Task
     return task
 
 
-def test_what_is_asked_while_a_batch_runs_makes_up_the_next_one_and_each_gets_its_own_answers() -> None:
+def test_what_is_asked_while_a_batch_runs_makes_up_the_next_ones_and_each_gets_its_own_answers() -> None:
     async def scene(batches: Batches[int, int], work: Work) -> None:
         work.gate.clear()
         tasks = [await asked(batches, [number, number + 100]) for number in range(6)]
         work.gate.set()
         assert await asyncio.gather(*tasks) == [[2 * number, 2 * number + 200] for number in range(6)]
 
-    assert [len(batch) for batch in run(scene).seen] == [2, 8, 2]
+    assert [len(batch) for batch in run(scene).seen] == [2, 6, 4]
+
+
+def test_clients_that_ask_on_and_on_are_answered_in_two_halves_by_turns() -> None:
+    """So one half is read and written to while the other is answered."""
+
+    async def scene(batches: Batches[int, int], _: Work) -> None:
+        async def client() -> None:
+            for _ in range(10):
+                await batches.ask([1])
+
+        await asyncio.gather(*(client() for _ in range(8)))
+
+    sizes = [len(batch) for batch in run(scene).seen]
+    assert sum(sizes) == 80
+    assert set(sizes[2:-3]) == {4}
 
 
 def test_a_question_that_is_alone_waits_for_no_other() -> None:

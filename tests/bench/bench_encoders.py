@@ -1,6 +1,6 @@
 """The three encoders on the same corpora: P@100 at 64 bits, and documents encoded a second on all cores together.
 
-Each line compares an encoder with the default, the Transformer; LATENTBITS_SEEDS chooses the seeds.
+Each line compares an encoder with the default, the Transformer; LATENTBITS_SEEDS and LATENTBITS_CORPORA choose fewer.
 """
 
 import os

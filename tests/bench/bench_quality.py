@@ -20,11 +20,8 @@ def main() -> Iterator[dict[str, object]]:
     seeds, widths = (
         [int(one) for one in _chosen(name, few)] for name, few in (("SEEDS", "0,1,2"), ("BITS", "16,32,64,128"))
     )
-    wanted = os.environ.get("LATENTBITS_CORPORA")
     with cluster(), tempfile.TemporaryDirectory() as folder:
         for protocol in available():
-            if wanted and protocol.name not in wanted.split(","):
-                continue
             study = Study(protocol, Path(os.environ.get("LATENTBITS_KEEP", folder)) / protocol.name.replace(" ", "-"))
             for bits in widths:
                 found = [study.measure([f"model.latent.bits={bits}"], seed) for seed in seeds]

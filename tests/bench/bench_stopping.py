@@ -1,7 +1,7 @@
 """Whether the held-out loss, which no label goes into, tells how long to train: trainings of several lengths.
 
 The figure is Spearman's correlation, over lengths, of minus the last held-out loss with P@100 by log-odds; and what
-P@100 the length with the lowest held-out loss has, by the best.
+P@100 the length with the lowest held-out loss has, by the best. LATENTBITS_CORPORA chooses one of the two corpora.
 """
 
 import json

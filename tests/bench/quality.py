@@ -100,11 +100,12 @@ class Study:
 
 
 def available() -> list[Protocol]:
-    """The protocols whose corpora are on this machine; says which are not."""
+    """The protocols whose corpora are on this machine, or of these LATENTBITS_CORPORA; says which are not there."""
     here = [protocol for protocol in PROTOCOLS if corpus_file(protocol.file)]
     for missing in sorted({protocol.file for protocol in PROTOCOLS if protocol not in here}):
         sys.stderr.write(f"{missing} is not here; set LATENTBITS_DATA to the folder that has it\n")
-    return here
+    wanted = os.environ.get("LATENTBITS_CORPORA")
+    return [protocol for protocol in here if wanted is None or protocol.name in wanted.split(",")]
 
 
 def mean_of(found: Sequence[Measured], ranking: str) -> float:

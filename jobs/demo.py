@@ -15,6 +15,7 @@ from jobs.console import results
 from jobs.docstrings import write_docstrings
 from jobs.run import RunResult, run
 from jobs.tables import stage_table
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
 from pipelines.baselines import simhash
 from pipelines.corpus import Document
@@ -23,7 +24,6 @@ from pipelines.progress import Progress
 from pipelines.report import NAMES
 from pipelines.scatter import shared_cluster
 from pipelines.search import Index, nearest_codes
-from pipelines.shards import record_batches
 
 QUERIES = (
     "read a csv file into a table",

@@ -15,8 +15,8 @@ from jobs import needs
 from jobs.cluster import MARK, Cluster, Job
 from jobs.config import RunConfig
 from jobs.events import RUN
-from jobs.run import STAGES, has_work
 from jobs.shipped_config import as_yaml, shipped
+from jobs.stages import FIRST, LAST, chosen
 from pipelines.slices import find_files
 from vae_core.errors import Misuse
 
@@ -40,8 +40,8 @@ class Request:
     """What is to be run: `code` is a wheel, or the folder of a checkout; None: what the nodes have."""
 
     config: RunConfig
-    first: str = STAGES[0]
-    last: str = STAGES[-1]
+    first: str = FIRST
+    last: str = LAST
     overwrite: bool = False
     code: Path | None = None
 
@@ -112,14 +112,8 @@ def resume(name: str, cluster: Cluster, *, code: Path | None = None) -> Submitte
 
 def _stages(request: Request) -> list[str]:
     """The stages that will have work. Raises Misuse where the choice cannot be met, before anything is sent."""
-    for stage in (request.first, request.last):
-        if stage not in STAGES:
-            raise Misuse(f"no stage {stage!r}; the stages are {', '.join(STAGES)}")
-    chosen = STAGES[STAGES.index(request.first) : STAGES.index(request.last) + 1]
-    found = [stage for stage in chosen if has_work(stage, request.config)]
-    if not found:
-        raise Misuse(f"nothing to do from {request.first} to {request.last}; the order is {', '.join(STAGES)}")
-    if request.first == STAGES[0] and not request.config.corpus.files:
+    found = chosen(request.first, request.last, request.config)
+    if request.first == FIRST and not request.config.corpus.files:
         find_files(())
     return found
 

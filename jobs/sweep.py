@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from jobs.config import RunConfig, load_config
 from jobs.console import time_left
-from jobs.run import STAGES, has_work, run
+from jobs.run import run
+from jobs.stages import LAST, has_work
 from jobs.sweep_grid import Sweep, Trial
 from jobs.sweep_report import html_report
 from jobs.sweep_results import Made, Result, facts, figures_of, made_before, require_objective
@@ -147,7 +148,7 @@ def _make_runner(asked: Sweep, place: Path) -> Callable[[tuple[str, RunConfig]],
     return run_trial
 
 
-def _outcome(asked: Sweep, config: RunConfig, progress: Progress, *, last: str = STAGES[-1]) -> Outcome:
+def _outcome(asked: Sweep, config: RunConfig, progress: Progress, *, last: str = LAST) -> Outcome:
     try:
         for link, place in _shared(asked, config).items():
             _link(link, place, overwrite=asked.overwrite)

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
 from pipelines.rejected import REJECTED
-from pipelines.shards import record_batches
 from pipelines.tokenizer import SNIPPET
 
 COUNTED = 1_000_000

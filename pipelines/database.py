@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
 from pipelines.embeddings import Embeddings
 from pipelines.encoder import Encoder
 from pipelines.precision import Labels
 from pipelines.search import Index
-from pipelines.shards import record_batches
 from pipelines.vocabulary import Vocabulary
 from vae_core.errors import Misuse, Stale
 

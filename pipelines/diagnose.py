@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact, Draft, Plan, begin, record_part, write_text
 from pipelines.diagnosis_report import html_diagnosis
 from pipelines.examination import (
@@ -33,7 +34,7 @@ from pipelines.examination import (
 from pipelines.latent_plots import Space
 from pipelines.probing import probe_figures
 from pipelines.progress import Progress, Silent
-from pipelines.shards import batch_of, record_batches
+from pipelines.shards import batch_of
 from pipelines.text_encoder import TextEncoder
 from pipelines.tokenizer import Tokenizer
 from vae_core.batch import Batch

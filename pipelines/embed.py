@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import (
     Artifact,
     Draft,
@@ -27,7 +28,6 @@ from pipelines.embeddings import COLUMN, vector_type
 from pipelines.progress import Progress, Silent
 from pipelines.published import fetch
 from pipelines.scatter import scatter
-from pipelines.shards import record_batches
 from pipelines.text_encoder import TextEncoder, folder_fingerprint
 from pipelines.tokenizer import Tokenizer
 from vae_core.config import Config

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import (
     Artifact,
     Draft,
@@ -34,7 +35,6 @@ from pipelines.metadata import SeenTypes, Types, misfit
 from pipelines.progress import Progress, Silent
 from pipelines.published import fetch, fetch_part
 from pipelines.scatter import scatter
-from pipelines.shards import record_batches
 from pipelines.slices import Slice, suitable_bytes
 from vae_core.config import Config
 from vae_core.errors import LatentbitsError, Stale

@@ -164,7 +164,7 @@ def _documents_of(codes: Artifact, document: str, source: str) -> dict[str, Orig
 
 
 def _in_shards(shards: Artifact, document: str) -> Origin | None:
-    from pipelines.shards import record_batches
+    from pipelines.arrow_files import record_batches
 
     parts = shards.files(".arrow")
     for number, path in enumerate(parts):

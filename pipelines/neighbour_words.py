@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
-from pipelines.shards import Lists, gather, places_of, record_batches
+from pipelines.shards import Lists, gather, places_of
 from pipelines.word_matrix import WordMatrix
 from vae_core.batch import Ragged, Words
 from vae_core.errors import Stale

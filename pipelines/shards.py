@@ -1,8 +1,6 @@
 """Documents of a shards artifact as batches: memory-mapped, any rows in any order."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +8,12 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
+from pipelines.embeddings import Embeddings
 from vae_core.batch import Batch, Ragged
 from vae_core.condition import UNKNOWN
-from vae_core.errors import Damaged, Misuse
-
-if TYPE_CHECKING:
-    from pipelines.embeddings import Embeddings
+from vae_core.errors import Misuse
 
 
 class Shards:
@@ -30,7 +27,7 @@ class Shards:
         artifact: Artifact,
         *,
         classes: tuple[str, ...] | None = None,
-        embeddings: "Embeddings | None" = None,
+        embeddings: Embeddings | None = None,
     ) -> None:
         parts = [batch for path in artifact.files(".arrow") for batch in record_batches(path)]
         self._tokens = [Lists.of(part.column("tokens")) for part in parts]
@@ -88,16 +85,6 @@ def gather(lists: list[Lists], places: list[tuple[int, int]]) -> tuple[NDArray[A
     pieces = [lists[part].values[lists[part].offsets[row] : lists[part].offsets[row + 1]] for part, row in places]
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
     return np.concatenate(pieces) if pieces else np.empty(0, np.uint32), offsets
-
-
-def record_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The record batches of a memory-mapped Arrow file. Raises Damaged where it cannot be read."""
-    try:
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        for number in range(file.num_record_batches):
-            yield file.get_batch(number)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise Damaged(f"{path} is not a readable Arrow file: {error}; run its stage with --overwrite") from error
 
 
 def class_numbers(labels: pa.ListArray, classes: tuple[str, ...]) -> NDArray[np.int64]:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact, replacing
 from pipelines.references import bm25_rows
-from pipelines.shards import record_batches
 from pipelines.tfidf import of_unit_length
 from pipelines.vocabulary import Vocabulary
 

@@ -13,7 +13,8 @@ import ray
 from tiny_run import Tiny
 
 from jobs.config import RunConfig, load_config
-from jobs.run import STAGES, run
+from jobs.run import run
+from jobs.stages import STAGES
 from pipelines.artifact import Artifact
 from pipelines.scatter import cluster, shared_cluster
 from vae_core.errors import Misuse, Stale
@@ -170,4 +171,4 @@ def test_too_little_memory_for_ray_is_said_before_it_starts(monkeypatch: pytest.
 
 
 def test_the_stages_are_those_that_the_command_line_promises() -> None:
-    assert STAGES == ("tokenize", "embed", "graph", "pretrain", "encode", "index", "evaluate")
+    assert tuple(STAGES) == ("tokenize", "embed", "graph", "pretrain", "encode", "index", "evaluate")

@@ -256,7 +256,7 @@ def test_a_run_that_cannot_be_is_refused_before_anything_is_sent(tmp_path: Path)
     nobody: Any = None
     with pytest.raises(Misuse, match="no stage 'encod'"):
         submit(Request(config, first="encod"), nobody)
-    with pytest.raises(Misuse, match="nothing to do from index to encode"):
+    with pytest.raises(Misuse, match="--from index comes after --until encode"):
         submit(Request(config, first="index", last="encode"), nobody)
     with pytest.raises(Misuse, match=r"corpus\.files is empty"):
         submit(Request(load_config(None)), nobody)

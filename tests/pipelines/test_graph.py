@@ -9,11 +9,11 @@ from planted import Text, planted_shards, planted_texts
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import UNFINISHED, Artifact
 from pipelines.diffusion import CONTINUE, SHARPNESS, STEPS, neighbours, transitions
 from pipelines.graph import GraphConfig, graph
 from pipelines.neighbour_words import NeighbourWords, graph_table, require_shards
-from pipelines.shards import record_batches
 from pipelines.similar import Similar, Similarity
 from pipelines.word_matrix import WordMatrix
 from vae_core.errors import Misuse, Stale

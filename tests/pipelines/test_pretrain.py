@@ -21,13 +21,13 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import pretrain as module
+from pipelines.arrow_files import record_batches
 from pipelines.artifact import UNFINISHED, Artifact, write_text
 from pipelines.batches import digest, rows_of_step
 from pipelines.corpus import CorpusConfig
 from pipelines.encoder import Encoder
 from pipelines.pretrain import components_for, pretrain
 from pipelines.progress import Silent
-from pipelines.shards import record_batches
 from pipelines.tokenize import TokenizeConfig, tokenize
 from pipelines.tracking import NoTracking
 from pipelines.training import CHECKPOINTS, METRICS, PretrainConfig

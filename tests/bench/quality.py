@@ -50,7 +50,7 @@ PROTOCOLS = (
     Protocol("newsgroups random", "ng20.parquet", "newsgroups", random=True),
     Protocol("reuters", "reuters.parquet", "reuters", in_order_of_time=True),
     Protocol("newsgroup subjects", "ng20.parquet", "short-texts", titles=True),
-    Protocol("reuters titles", "reuters.parquet", "short-texts", titles=True),
+    Protocol("reuters titles", "reuters.parquet", "short-texts", titles=True, in_order_of_time=True),
 )
 
 
@@ -69,9 +69,9 @@ class Study:
     """One protocol in a folder: its shards are made once, and its graph once for all settings of the graph."""
 
     def __init__(self, protocol: Protocol, folder: Path) -> None:
-        self.protocol, self.folder = protocol, folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._corpus = folder / "corpus.parquet"
+        self.protocol, self.folder = protocol, folder / _part()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._corpus = self.folder / "corpus.parquet"
         if not self._corpus.exists():
             pq.write_table(_split(protocol), self._corpus, row_group_size=2000)
 
@@ -120,6 +120,13 @@ def _name(settings: Sequence[str], kind: str) -> str:
     return re.sub(r"[^\w=.-]+", "_", "-".join([kind, *settings]))
 
 
+def _part() -> str:
+    part = os.environ.get("LATENTBITS_SPLIT", "validation")
+    if part not in ("validation", "test"):
+        raise SystemExit(f"LATENTBITS_SPLIT is {part!r}; give validation or test")
+    return part
+
+
 def _split(protocol: Protocol) -> pa.Table:
     """The corpus with `split` either `learns` or `asks`; for titles with nothing but the title as text."""
     path = corpus_file(protocol.file)
@@ -136,9 +143,7 @@ def _split(protocol: Protocol) -> pa.Table:
 
 
 def _rows(protocol: Protocol, split: NDArray[np.str_], ids: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    part = os.environ.get("LATENTBITS_SPLIT", "validation")
-    if part not in ("validation", "test"):
-        raise SystemExit(f"LATENTBITS_SPLIT is {part!r}; give validation or test")
+    part = _part()
     if protocol.random:  # 60/20/20
         shuffled = np.random.RandomState(0).permutation(len(split))
         first, second = int(0.6 * len(split)), int(0.8 * len(split))

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipelines.approximate import FlatConfig
 from pipelines.artifact import MANIFEST, Artifact, replacing, require_disk, write_text
 from pipelines.code_files import BATCH_ROWS, CodeFiles
 from pipelines.index_segments import merged, new_segment, watched, with_own_codes
-from pipelines.index_versions import SegmentRecord, Version, kept, newest, publish, version_path, writing
+from pipelines.index_versions import SegmentRecord, Version, candidates_of, kept, newest, publish, version_path, writing
 from pipelines.opened import View
 from pipelines.progress import Progress, Silent
 from pipelines.search import Index
@@ -26,8 +27,8 @@ from vae_core.errors import Misuse, Stale
 
 MERGED = 8
 """Segments of about a size, the newest among them, that an addition makes one."""
-MERGED_DOCUMENTS = 1_000_000
-"""Documents that an addition writes again at most; `compact` writes all."""
+MERGED_DOCUMENTS, MERGED_WITH_STRUCTURE = 1_000_000, 20_000
+"""Documents that an addition writes again at most, and in an index that is not flat; `compact` writes all."""
 IDS_SHOWN = 3
 
 
@@ -101,21 +102,22 @@ def _published(
 
 def _fewer(artifact: Artifact, number: int, records: tuple[SegmentRecord, ...]) -> tuple[SegmentRecord, ...]:
     """The same segments, with the last ones made one where there are too many of their size."""
-    count = segments_to_merge([record.live for record in records])
+    most = MERGED_DOCUMENTS if isinstance(candidates_of(artifact), FlatConfig) else MERGED_WITH_STRUCTURE
+    count = segments_to_merge([record.live for record in records], most)
     if not count:
         return records
     views = [View(Segment(artifact.path / record.name), record, artifact.path) for record in records[-count:]]
-    return (*records[:-count], *merged(artifact, number, views, MERGED_DOCUMENTS, Silent(), first_piece=1))
+    return (*records[:-count], *merged(artifact, number, views, most, Silent(), first_piece=1))
 
 
-def segments_to_merge(documents: Sequence[int]) -> int:
-    """How many of the last segments are to be one, by the documents of each; 0 where they can stay."""
+def segments_to_merge(documents: Sequence[int], most: int = MERGED_DOCUMENTS) -> int:
+    """How many of the last segments are to be one of at most `most`, by the documents of each; 0: they can stay."""
     count = 1
     while True:
         size = _magnitude(sum(documents[-count:]))
         larger = (n for n, one in enumerate(reversed(documents)) if n >= count and _magnitude(one) > size)
         run = next(larger, len(documents))
-        if run - count + 1 < MERGED or sum(documents[-run:]) > MERGED_DOCUMENTS:
+        if run - count + 1 < MERGED or sum(documents[-run:]) > most:
             return count if count > 1 else 0
         count = run
 

@@ -1,6 +1,5 @@
 """A segment of an index, its files mapped: codes to scan, documents to show, ids to look up."""
 
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,11 @@ from vae_core.errors import Damaged
 
 
 class Segment:
-    """Rows 0 to N-1, none of which ever changes."""
+    """Rows 0 to N-1, none of which ever changes.
+
+    All files are opened at once, so that one that a later version no longer needs, and removes, is readable to the end.
+    `lookup` finds rows by id; `uninformative` are those of the documents without a known word.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,6 +35,8 @@ class Segment:
             raise Damaged(
                 f"{folder} holds {len(self):,} codes and {self.ends[-1]:,} documents; run index with --overwrite"
             )
+        self.lookup = IdLookup(folder / LOOKUP_FILE, lambda rows: self.table(rows, ["id"])["id"])
+        self.uninformative = _rows(folder / UNINFORMATIVE_FILE)
 
     def __len__(self) -> int:
         return len(self.scan)
@@ -44,20 +49,6 @@ class Segment:
     def codes(self) -> np.ndarray:
         """The packed codes, (N, C) uint8, mapped."""
         return self.scan.codes
-
-    @cached_property
-    def lookup(self) -> IdLookup:
-        """The rows by id."""
-        return IdLookup(self.folder / LOOKUP_FILE, lambda rows: self.table(rows, ["id"])["id"])
-
-    @cached_property
-    def uninformative(self) -> np.ndarray:
-        """Rows of the documents without a known word."""
-        path = self.folder / UNINFORMATIVE_FILE
-        try:
-            return np.load(path).astype(np.int64)
-        except (OSError, ValueError) as error:
-            raise Damaged(f"{path} cannot be read as .npy ({error}); run index with --overwrite") from error
 
     def table(self, rows: np.ndarray, columns: list[str] | None = None) -> pa.Table:
         """The documents at `rows` (n,), in their order; only the batches that hold one are touched."""
@@ -97,6 +88,13 @@ def nothing(name: str, count: int) -> pa.Array:
     if name == "text":
         return pa.array([""] * count, pa.string())
     return pa.nulls(count)
+
+
+def _rows(path: Path) -> np.ndarray:
+    try:
+        return np.load(path).astype(np.int64)
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path} cannot be read as .npy ({error}); run index with --overwrite") from error
 
 
 def _columns(batch: pa.RecordBatch, columns: list[str] | None) -> pa.RecordBatch:

@@ -168,6 +168,18 @@ def test_many_small_additions_make_few_segments_and_lose_nothing(tmp_path: Path)
     assert contents(path) == expected
 
 
+def test_an_old_reader_reads_on_after_additions_that_removed_its_segments(tmp_path: Path) -> None:
+    path = build(tmp_path)
+    add(path, table(["mine"], CODES[5:6]))
+    old = Index.open(path)
+    for number in range(3 * MERGED):
+        add(path, table([f"later {number}"], CODES[:1]))
+    assert not (path / "segments/v00000001-00000").exists()
+    assert len(old) == len(CODES) + 1
+    assert [hit.id for hit in old.like("mine", 1)[0]] == ["d5"]
+    assert old.ids(np.array([len(CODES)])) == ["mine"]
+
+
 @given(sizes=st.lists(st.integers(1, 5000), max_size=300))
 def test_segments_are_as_few_as_the_logarithm_of_what_was_added(sizes: list[int]) -> None:
     """Whatever is added in whatever order: at most 7 of each magnitude, and none is written again too often."""

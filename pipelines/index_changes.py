@@ -5,7 +5,6 @@ make many small segments: once there are MERGED of a size, an addition writes th
 again as often as the index grew by that factor.
 """
 
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,7 +122,8 @@ def segments_to_merge(documents: Sequence[int], most: int = MERGED_DOCUMENTS) ->
 
 
 def _magnitude(documents: int) -> int:
-    return int(math.log(max(documents, 1), MERGED) + 1e-9)
+    """The largest n with MERGED ** n of them, MERGED being a power of two."""
+    return (max(documents, 1).bit_length() - 1) // (MERGED.bit_length() - 1)
 
 
 def _artifact_segment(artifact: Artifact, opened: Index, codes: Path, number: int, progress: Progress) -> SegmentRecord:

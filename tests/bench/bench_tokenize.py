@@ -53,8 +53,8 @@ class _StopBeforeParts:
     def start(self, stage: str, total: int, unit: str) -> None:
         del stage, total, unit
 
-    def advance(self, amount: int, note: str = "") -> None:
-        del amount
+    def advance(self, amount: int, note: str = "", metrics: object = None) -> None:
+        del amount, metrics
         if note == "starting workers":
             raise _Learned
 

@@ -32,8 +32,8 @@ class Killer(Silent):
         del total, unit
         self.inside = stage == self.stage
 
-    def advance(self, amount: float, note: str = "") -> None:
-        del note
+    def advance(self, amount: int, note: str = "", metrics: object = None) -> None:
+        del note, metrics
         self.after -= bool(self.inside and amount)
         if self.inside and self.after == 0 and not self.acted:
             self.acted = True

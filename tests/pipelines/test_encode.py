@@ -158,8 +158,8 @@ class Interrupted(Silent):
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def advance(self, amount: int, note: str = "") -> None:
-        del amount, note
+    def advance(self, amount: int, note: str = "", metrics: object = None) -> None:
+        del amount, note, metrics
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt

@@ -57,8 +57,8 @@ def test_a_killed_run_is_finished_without_writing_whole_segments_again(tmp_path:
         def start(self, stage: str, total: int, unit: str) -> None:
             assert (stage, total, unit) == ("index", 103, "documents")
 
-        def advance(self, amount: int, note: str = "") -> None:
-            del amount
+        def advance(self, amount: int, note: str = "", metrics: object = None) -> None:
+            del amount, metrics
             if note == "segment 2 of 3":
                 raise Killed
 

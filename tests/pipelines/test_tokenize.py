@@ -39,8 +39,8 @@ class KilledAfter:
         assert (stage, unit) == ("tokenize", "bytes")
         self.total = total
 
-    def advance(self, amount: int, note: str = "") -> None:
-        del note
+    def advance(self, amount: int, note: str = "", metrics: object = None) -> None:
+        del note, metrics
         if amount:
             self.done.append(amount)
             self.left -= 1

@@ -118,7 +118,7 @@ def answer_file(asked: Asked, source: Path, target: Path | None, wanted: Wanted 
 def _answers(asked: Asked, texts: Iterable[str], wanted: Wanted) -> Iterator[dict[str, Any]]:
     waiting, encoder = iter(texts), asked.encoder
     while some := list(islice(waiting, AT_ONCE)):
-        table = encoder.tokenizer.table([Document(str(n), text, [], {}, "query", n) for n, text in enumerate(some)])
+        table = encoder.table([Document(str(n), text, [], {}, "query", n) for n, text in enumerate(some)])
         log_odds = encoder.encode(table).log_odds
         result = _search(asked.index, log_odds, wanted)
         known = [None if encoder.text_encoder else len(ids) for ids in table.column("term_ids").to_pylist()]

@@ -201,7 +201,7 @@ def _make_worker(load: Callable[[], Encoder], raw: _Raw | None, folder: Path) ->
 def _encode_item(encoder: Encoder, raw: _Raw | None, folder: Path, item: _Item) -> tuple[str, Part]:
     refused = _Refused()
     tables = _shard_tables(encoder, item) if raw is None else _file_tables(encoder, raw, item, refused)
-    empty = _empty_shard(item) if raw is None else encoder.tokenizer.table([], raw.types)
+    empty = _empty_shard(item) if raw is None else encoder.table([], raw.types)
     nothing = np.zeros((0, encoder.model.config.embeddings)) if encoder.model.config.joined else None
     schema = _described(codes_table(empty, encoder.encode(empty, nothing)).schema, encoder, item.source)
     rows = 0
@@ -270,10 +270,10 @@ def _file_tables(encoder: Encoder, raw: _Raw, item: _Item, refused: _Refused) ->
         documents.append(document)
         characters += len(document.text)
         if len(documents) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
-            yield encoder.tokenizer.table(documents, raw.types), None
+            yield encoder.table(documents, raw.types), None
             documents, characters = [], 0
     if documents:
-        yield encoder.tokenizer.table(documents, raw.types), None
+        yield encoder.table(documents, raw.types), None
 
 
 def _documents(raw: _Raw, item: _Item, refused: _Refused) -> Iterator[Document]:

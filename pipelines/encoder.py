@@ -1,5 +1,6 @@
 """A trained model that turns documents into codes: what `encode`, `evaluate` and `query` share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -10,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.artifact import Artifact
+from pipelines.corpus import Document
+from pipelines.metadata import Types
 from pipelines.shards import batch_of
 from pipelines.text_encoder import TextEncoder
 from pipelines.tokenizer import Tokenizer
@@ -41,6 +44,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.text_encoder = text_encoder
+        self._reads_tokens = model.posterior_reads_tokens
 
     @classmethod
     def load(cls, folder: Path, encoder_folder: Path | None = None, *, embedded: bool = False) -> Self:
@@ -66,6 +70,11 @@ class Encoder:
     def bits(self) -> int:
         return self.model.latent.code_bits
 
+    def table(self, documents: Sequence[Document], types: Types | None = None) -> pa.Table:
+        """The documents in the shard schema, with tokens only where codes are made of them."""
+        terms_alone = not self._reads_tokens and self.text_encoder is None
+        return self.tokenizer.table(documents, types, terms_alone=terms_alone)
+
     def encode(
         self, table: pa.Table | pa.RecordBatch, embeddings: NDArray[np.floating] | None = None
     ) -> EncodedDocuments:
@@ -76,14 +85,14 @@ class Encoder:
         """
         if self.model.config.joined and embeddings is None and self.text_encoder is not None:
             embeddings = self.text_encoder.embed_documents(self.tokenizer, table)
-        lengths = np.diff(_offsets(table, "tokens" if self.model.reads_tokens else "term_ids"))
+        lengths = np.diff(_offsets(table, "tokens" if self._reads_tokens else "term_ids"))
         order = np.argsort(lengths, kind="stable")
         log_odds = np.empty((len(order), self.bits), dtype=np.float32)
         components = np.empty(len(order), dtype=np.uint16)
         confidence = np.empty(len(order), dtype=np.float32)
         for rows in _passes(order, lengths[order]):
             beside = None if embeddings is None else embeddings[rows].astype(np.float32)
-            batch = batch_of(table.take(pa.array(rows)), tokens=self.model.reads_tokens, embeddings=beside)
+            batch = batch_of(table.take(pa.array(rows)), tokens=self._reads_tokens, embeddings=beside)
             encoded = self.model.encode(batch)
             log_odds[rows] = encoded.log_odds.numpy()
             components[rows] = encoded.component.numpy()

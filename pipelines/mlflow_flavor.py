@@ -23,7 +23,7 @@ class Codes:
 
         del params
         column: Sequence[str] = texts["text"].tolist() if hasattr(texts, "columns") else list(texts)
-        table = self.encoder.tokenizer.table([Document(str(n), text, [], {}, "", n) for n, text in enumerate(column)])
+        table = self.encoder.table([Document(str(n), text, [], {}, "", n) for n, text in enumerate(column)])
         found = self.encoder.encode(table)
         codes = [bytes(row).hex() for row in found.codes.bytes_NC.numpy()]
         sure = found.confidence.astype("float64")

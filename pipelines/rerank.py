@@ -40,4 +40,4 @@ def bm25(encoder: Encoder, query: str, texts: Sequence[str]) -> np.ndarray:
 
 def _table(encoder: Encoder, texts: Sequence[str]) -> Any:
     made = [Document(str(number), text, [], {}, "text", number) for number, text in enumerate(texts)]
-    return encoder.tokenizer.table(made).combine_chunks().to_batches()[0]
+    return encoder.table(made).combine_chunks().to_batches()[0]

@@ -188,9 +188,7 @@ class Index:
         """What the model that made the codes says of texts, (n, K). Raises Misuse for an empty one."""
         if not all(text.strip() for text in texts):
             raise Misuse("the query is empty; say what to look for")
-        table = self.encoder.tokenizer.table(
-            [Document(str(n), text, [], {}, "query", n) for n, text in enumerate(texts)]
-        )
+        table = self.encoder.table([Document(str(n), text, [], {}, "query", n) for n, text in enumerate(texts)])
         return self.encoder.encode(table).log_odds
 
     def documents(self, rows: np.ndarray) -> list[dict[str, Any]]:

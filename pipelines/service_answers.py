@@ -156,7 +156,7 @@ class Searcher:
 
     def _table(self, texts: Sequence[str]) -> Any:
         documents = [Document(str(number), text, [], {}, "query", number) for number, text in enumerate(texts)]
-        return self.encoder.tokenizer.table(documents)
+        return self.encoder.table(documents)
 
     def _known(self, table: Any) -> list[int | None]:
         counts = table.column("term_ids").combine_chunks().value_lengths().to_pylist()

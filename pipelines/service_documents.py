@@ -52,7 +52,7 @@ class Writer:
         if there and not upsert:
             raise Conflict(f'the index has the document {ids[there[0]]!r} already; "upsert": true replaces it')
         types = {name: kind for name, kind in self.index.columns().items() if name not in ALWAYS}
-        table = self.encoder.tokenizer.table([_read(one, types) for one in documents], _known(types))
+        table = self.encoder.table([_read(one, types) for one in documents], _known(types))
         codes = codes_table(table, self.encoder.encode(table))
         _written(lambda: add(self.index.artifact.path, codes, upsert=upsert))
         return self._changed(added=len(ids) - len(there), replaced=len(there))

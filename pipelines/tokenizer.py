@@ -74,15 +74,22 @@ class Tokenizer:
         ]
         return pa.schema([*fields, ("metadata", struct_type(types))] if types else fields)
 
-    def table(self, documents: Sequence[Document], types: Types | None = None) -> pa.Table:
-        """The documents in the shard schema; metadata of the narrowest types that hold it, unless `types` are given."""
-        return self.tokenize(documents, types).table
+    def table(
+        self, documents: Sequence[Document], types: Types | None = None, *, terms_alone: bool = False
+    ) -> pa.Table:
+        """The documents in the shard schema; metadata of the narrowest types that hold it, unless `types` are given.
 
-    def tokenize(self, documents: Sequence[Document], types: Types | None = None) -> Tokenized:
-        """The documents in the shard schema, and which of them were cut at `max_tokens`."""
+        With `terms_alone` no document has tokens, which take most of the time.
+        """
+        return self.tokenize(documents, types, terms_alone=terms_alone).table
+
+    def tokenize(
+        self, documents: Sequence[Document], types: Types | None = None, *, terms_alone: bool = False
+    ) -> Tokenized:
+        """The same, and which documents were cut at `max_tokens`."""
         types = _types(documents) if types is None else types
         texts = [_encodable(document.text) for document in documents]
-        tokens, cut = self._tokens(texts)
+        tokens, cut = self._tokens([""] * len(texts) if terms_alone else texts)
         terms = self.vocabulary.count(texts)
         columns = [
             pa.array([document.id for document in documents], pa.string()),

@@ -248,8 +248,13 @@ class VAE(nn.Module):
     @property
     def reads_tokens(self) -> bool:
         """Whether any part reads the tokens in order, not only the terms."""
+        return self.posterior_reads_tokens or self.decoder.reads_tokens
+
+    @property
+    def posterior_reads_tokens(self) -> bool:
+        """Whether `posterior` and `encode` read the tokens in order, not only the terms."""
         opening = self.config.condition is not None and self.config.condition.kind == "opening"
-        return self.encoder.reads_tokens or self.decoder.reads_tokens or opening
+        return self.encoder.reads_tokens or opening
 
     def start_from(self, document_frequencies_V: Tensor, documents: int, sample: Batch | None = None) -> None:
         """Set what a first look at the corpus tells, before training.

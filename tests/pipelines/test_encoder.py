@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_files import write_model
+from model_files import TINY, write_model
 
 from pipelines import encoder as module
 from pipelines.corpus import Document
@@ -16,6 +16,7 @@ from pipelines.encoder import Encoder
 from pipelines.tokenizer import Tokenizer, learn_bpe
 from pipelines.vocabulary import Vocabulary
 from vae_core.errors import Misuse
+from vae_core.model import Composition
 
 WORDS = [f"{first}{second}" for first in ("ab", "cd", "ef", "gh") for second in ("ij", "kl", "mn", "op", "qr")]
 
@@ -80,6 +81,27 @@ def test_a_record_batch_and_a_table_of_chunks_give_what_the_table_gives(encoder:
     expected = encoder.encode(table).log_odds
     for form in (table.combine_chunks().to_batches()[0], pa.concat_tables([table.slice(0, 1), table.slice(1)])):
         np.testing.assert_allclose(encoder.encode(form).log_odds, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reads", "decoder", "has_tokens"),
+    [("terms", "bag_of_words", False), ("terms", "transformer", False), ("tokens", "bag_of_words", True)],
+)
+def test_its_tables_have_tokens_only_where_codes_are_made_of_them(
+    encoder: Encoder, tmp_path: Path, reads: str, decoder: str, has_tokens: bool
+) -> None:
+    (tmp_path / "shards").mkdir()
+    encoder.tokenizer.save(tmp_path / "shards")
+    settings = TINY.model_dump(exclude={"decoder"}) | {"decoder": {"kind": decoder}}
+    settings["encoder"] |= {"reads": reads}
+    composition = Composition.model_validate(settings)
+    loaded = Encoder.load(write_model(tmp_path / "model", tmp_path / "shards", composition).path)
+    rows = documents([5, 0, 30])
+    table = loaded.table(rows)
+    assert any(table["tokens"].to_pylist()) is has_tokens
+    with_tokens = loaded.encode(loaded.tokenizer.table(rows))
+    np.testing.assert_array_equal(loaded.encode(table).log_odds, with_tokens.log_odds)
+    assert np.abs(with_tokens.log_odds).max() > 0
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

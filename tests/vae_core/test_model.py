@@ -183,11 +183,20 @@ def test_a_broken_model_is_damaged_and_named(damage: Callable[[Path], object], t
 
 
 @pytest.mark.parametrize(
-    ("encoder", "decoder", "expected"),
-    [(BAG_IN, BAG_OUT, False), (TERMS_IN, BAG_OUT, False), (TOKENS_IN, BAG_OUT, True), (BAG_IN, TOKENS_OUT, True)],
+    ("encoder", "decoder", "expected", "for_codes"),
+    [
+        (BAG_IN, BAG_OUT, False, False),
+        (TERMS_IN, BAG_OUT, False, False),
+        (TOKENS_IN, BAG_OUT, True, True),
+        (BAG_IN, TOKENS_OUT, True, False),
+    ],
 )
-def test_tokens_are_read_where_a_part_needs_their_order(encoder: object, decoder: object, expected: bool) -> None:
-    assert model_of((encoder, decoder)).reads_tokens is expected
+def test_tokens_are_read_where_a_part_needs_their_order(
+    encoder: object, decoder: object, expected: bool, for_codes: bool
+) -> None:
+    model = model_of((encoder, decoder))
+    assert model.reads_tokens is expected
+    assert model.posterior_reads_tokens is for_codes
 
 
 def test_a_first_look_at_the_corpus_sets_idf_biases_and_term_vectors() -> None:

@@ -7,6 +7,7 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 
+from pipelines.npy_files import read_npy
 from vae_core.errors import Damaged
 
 
@@ -29,7 +30,7 @@ class IdLookup:
 
     def __init__(self, path: Path, ids_of: Callable[[np.ndarray], pa.ChunkedArray]) -> None:
         try:
-            self.digests, self.rows = np.load(path, mmap_mode="r")
+            self.digests, self.rows = read_npy(path, mapped=True)
         except (OSError, ValueError) as error:
             raise Damaged(f"{path} cannot be read as .npy ({error}); run index with --overwrite") from error
         self.ids_of = ids_of

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipelines.artifact import Artifact
 from pipelines.filters import Filter, parse_filter
 from pipelines.index_versions import SegmentRecord, Version, newest, newest_number
+from pipelines.npy_files import read_npy
 from pipelines.segment import Segment, shown
 from pipelines.subset import Subset, subset_of
 from vae_core.errors import Damaged
@@ -108,6 +109,6 @@ def _deleted(root: Path, record: SegmentRecord) -> np.ndarray:
         return np.empty(0, np.int64)
     path = root / record.deleted.name
     try:
-        return np.load(path).astype(np.int64)
+        return read_npy(path).astype(np.int64)
     except (OSError, ValueError) as error:
         raise Damaged(f"{path} cannot be read as .npy ({error}); restore it from a copy of the index") from error

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipelines.approximate import Approximate
 from pipelines.id_lookup import IdLookup
+from pipelines.npy_files import read_npy
 from pipelines.scan import Scan
 from pipelines.segment_files import CANDIDATES_FILE, CODES_FILE, DOCUMENTS_FILE, LOOKUP_FILE, UNINFORMATIVE_FILE
 from vae_core.errors import Damaged
@@ -92,7 +93,7 @@ def nothing(name: str, count: int) -> pa.Array:
 
 def _rows(path: Path) -> np.ndarray:
     try:
-        return np.load(path).astype(np.int64)
+        return read_npy(path).astype(np.int64)
     except (OSError, ValueError) as error:
         raise Damaged(f"{path} cannot be read as .npy ({error}); run index with --overwrite") from error
 

@@ -71,20 +71,20 @@ def delete(index: Path, ids: Sequence[str]) -> int:
         return _published(artifact, version, "delete", changed, len(rows))
 
 
-def compact(index: Path, *, segment_documents: int = 5_000_000, progress: Progress = Silent()) -> int:
-    """Write the documents that are not deleted to new segments and remove what no kept version needs.
+def compact(index: Path, *, progress: Progress = Silent()) -> int:
+    """Write the documents that are not deleted to segments as large as the index's settings allow, and remove the rest.
 
     The version before stays readable, for those that are in the middle of opening it. Returns the new version's number.
     """
     with writing(index) as artifact:
-        version = newest(artifact)
-        if _is_compact(version, segment_documents):
+        version, size = newest(artifact), artifact.manifest.config["segment_documents"]
+        if _is_compact(version, size):
             _remove_unneeded(artifact, kept(artifact)[-1:])
             return version.number
         opened = Index(artifact)
         require_disk(artifact.path, sum(part.bytes for segment in version.segments for part in segment.files()))
         progress.start("compact", len(opened), "documents")
-        records = tuple(merged(artifact, version.number + 1, opened.opened.views, segment_documents, progress))
+        records = tuple(merged(artifact, version.number + 1, opened.opened.views, size, progress))
         progress.finish()
         number = _published(artifact, version, "compact", records, 0)
         _remove_unneeded(artifact, kept(artifact)[-2:])
@@ -218,8 +218,8 @@ def _with_deleted(root: Path, record: SegmentRecord, rows: np.ndarray, number: i
     return record.model_copy(update={"deleted": part_of(root, name, len(rows))})
 
 
-def _is_compact(version: Version, segment_documents: int) -> bool:
-    fewest = max(1, -(-version.documents // segment_documents))
+def _is_compact(version: Version, size: int) -> bool:
+    fewest = max(1, -(-version.documents // size))
     return len(version.segments) == fewest and all(segment.deleted is None for segment in version.segments)
 
 

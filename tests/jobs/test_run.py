@@ -79,7 +79,7 @@ def test_what_changed_decides_which_stages_are_made_again(tiny: Tiny, tmp_path: 
         ),
         (
             "index.segment_documents=7",
-            r"index was made from something else:\n  segment_documents was 5000000",
+            r"index was made from something else:\n  segment_documents was 10000000",
         ),
     ],
 )

@@ -82,7 +82,7 @@ def test_an_index_that_is_up_to_date_is_left_alone_and_other_settings_are_refuse
     written = (tmp_path / "index" / MANIFEST).stat().st_mtime_ns
     index(tmp_path / "codes", tmp_path / "index", IndexConfig())
     assert (tmp_path / "index" / MANIFEST).stat().st_mtime_ns == written
-    with pytest.raises(Stale, match="segment_documents was 5000000 and is now 50"):
+    with pytest.raises(Stale, match="segment_documents was 10000000 and is now 50"):
         index(tmp_path / "codes", tmp_path / "index", IndexConfig(segment_documents=50))
     index(tmp_path / "codes", tmp_path / "index", IndexConfig(segment_documents=50), overwrite=True)
     assert len(Index.open(tmp_path / "index").segments) == 3

@@ -17,7 +17,7 @@ from vae_core.codes import PackedCodes, log_odds_scores
 from vae_core.errors import Damaged, Misuse, Stale
 
 
-def build(folder: Path, codes: np.ndarray, *, segment_documents: int = 5_000_000, files: int = 1) -> Index:
+def build(folder: Path, codes: np.ndarray, *, segment_documents: int = 10_000_000, files: int = 1) -> Index:
     write_codes(folder / "codes", codes, files=files)
     index(folder / "codes", folder / "index", IndexConfig(segment_documents=segment_documents))
     return Index.open(folder / "index")

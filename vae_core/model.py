@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 
 from vae_core.attributes import AttributeControl, AttributesConfig, Parts
 from vae_core.batch import Batch
+from vae_core.bit_start import start_bits
 from vae_core.condition import ConditionConfig, build_condition
 from vae_core.config import Config, of_default_kind
 from vae_core.corruption import CorruptionConfig, corrupted
@@ -260,8 +261,8 @@ class VAE(nn.Module):
         """Set what a first look at the corpus tells, before training.
 
         idf = ln(documents / df) + 1; the decoder's biases, from the words' shares; and the encoder's term vectors,
-        from a truncated SVD of the `sample`'s TF-IDF: on small corpora this start is worth more than attention. A
-        pretrained encoder starts at its folder's weights.
+        from a truncated SVD of the `sample`'s TF-IDF: on small corpora this start is worth more than attention. Bits
+        start as LSI + ITQ has them (`start_bits`), and a pretrained encoder at its folder's weights.
         """
         frequencies = document_frequencies_V.double().clamp(min=1)
         self.idf.copy_((documents / frequencies).clamp(min=1).log() + 1)
@@ -269,6 +270,7 @@ class VAE(nn.Module):
             self.decoder.start_from(document_frequencies_V.double() * self.idf)
         if sample is not None and isinstance(self.encoder, TransformerEncoder) and self.encoder.position is None:
             self.encoder.start_from(sample, self.idf)
+            start_bits(self.encoder, self.latent, sample.terms, sample.tfidf(self.idf))
         if sample is not None and not isinstance(self.encoder, PretrainedEncoder) and self.encoder.joined is not None:
             self.encoder.joined.start_from(sample)
         if isinstance(self.encoder, PretrainedEncoder):

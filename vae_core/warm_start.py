@@ -6,6 +6,8 @@ from torch import Tensor
 from vae_core.encoders import BagOfWordsEncoder, TransformerEncoder
 from vae_core.model import VAE
 
+EMBEDDING, COORDINATES = "encoder.embedding.weight", "encoder.coordinates.vectors"
+
 
 @torch.no_grad()
 def warm_start(model: VAE, old: VAE, places_V: Tensor) -> None:
@@ -15,8 +17,8 @@ def warm_start(model: VAE, old: VAE, places_V: Tensor) -> None:
     that its corpus gave it. Both are of one architecture and one vocabulary of subwords.
     """
     known, by_term = old.state_dict(), term_rows(model)
-    if isinstance(model.encoder, TransformerEncoder) and "encoder.embedding.weight" in by_term:
-        _turn(model.encoder.embedding.weight, known["encoder.embedding.weight"], places_V)
+    for name in by_term & {EMBEDDING, COORDINATES}:
+        _turn(model.state_dict()[name], known[name], places_V)
     for name, tensor in model.state_dict().items():
         if name in by_term:
             rows = places_V[: len(tensor)]
@@ -30,7 +32,9 @@ def term_rows(model: VAE) -> set[str]:
     """The tensors of a model, by name, that have a row for each term, or for each of the first ones."""
     names = {"idf"}
     if isinstance(model.encoder, TransformerEncoder) and not model.encoder.reads_tokens:
-        names.add("encoder.embedding.weight")
+        names.add(EMBEDDING)
+        if model.encoder.coordinates is not None:
+            names.add(COORDINATES)
     if isinstance(model.encoder, BagOfWordsEncoder):
         names.add("encoder.weights.weight")
     if model.config.decoder.kind == "bag_of_words":

@@ -1,6 +1,7 @@
-"""What each part of the recipe is worth: P@100 with it left out, on the validation part of 20 Newsgroups, 64 bits.
+"""What each part of the recipe is worth: P@100 with it left out, on validation parts, 64 bits.
 
-LATENTBITS_SEEDS chooses the seeds, as in bench_quality; the encoder has no attention, which trains fastest.
+LATENTBITS_SEEDS and LATENTBITS_CORPORA choose seeds and corpora, as in bench_quality, 20 Newsgroups by date unless they
+do; the encoder has no attention, which trains fastest.
 """
 
 import os
@@ -17,6 +18,7 @@ LEFT_OUT = {
     "the words in the graph": ["graph.words_weight=0"],
     "LSI in the graph, nearly": ["graph.words_weight=40"],
     "20,000 of the 30,000 words": ["tokenize.terms=10000"],
+    "the bits' start as LSI + ITQ": ["model.encoder.lsi=0"],
     "word dropout": ["model.encoder.term_dropout=0"],
     "the document's own words": ["model.decoder.neighbours=1"],
     "one length for all": ["model.decoder.length=own"],
@@ -35,16 +37,20 @@ ADDED = {
 def main() -> Iterator[dict[str, object]]:
     """A line for each part: with it left out or added, against the recipe."""
     seeds = [int(seed) for seed in os.environ.get("LATENTBITS_SEEDS", "0,1").split(",")]
-    protocol = next((one for one in available() if one.name == "newsgroups by date"), None)
-    if protocol is None:
-        return
+    chosen = os.environ.get("LATENTBITS_CORPORA", "newsgroups by date").split(",")
     with cluster(), tempfile.TemporaryDirectory() as folder:
-        study = Study(protocol, Path(os.environ.get("LATENTBITS_KEEP", folder)) / "ablation")
-        recipe = [study.measure([FAST], seed) for seed in seeds]
-        for what, settings in LEFT_OUT.items():
-            yield _line(f"without {what}", [study.measure([FAST, *settings], seed) for seed in seeds], recipe)
-        for what, settings in ADDED.items():
-            yield _line(f"with {what}", [study.measure([FAST, *settings], seed) for seed in seeds], recipe)
+        for protocol in (one for one in available() if one.name in chosen):
+            kept = Path(os.environ.get("LATENTBITS_KEEP", folder)) / "ablation" / protocol.name.replace(" ", "-")
+            yield from _parts(Study(protocol, kept), seeds)
+
+
+def _parts(study: Study, seeds: list[int]) -> Iterator[dict[str, object]]:
+    recipe = [study.measure([FAST], seed) for seed in seeds]
+    changes = {f"without {what}": settings for what, settings in LEFT_OUT.items()}
+    changes |= {f"with {what}": settings for what, settings in ADDED.items()}
+    for what, settings in changes.items():
+        found = [study.measure([FAST, *settings], seed) for seed in seeds]
+        yield _line(f"{study.protocol.name}, {what}", found, recipe)
 
 
 def _line(what: str, found: list[Measured], recipe: list[Measured]) -> dict[str, object]:

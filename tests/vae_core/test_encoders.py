@@ -28,7 +28,10 @@ IDF = torch.linspace(1, 3, TERMS)
 
 def encoder_of(config: EncoderConfig) -> Encoder:
     torch.manual_seed(4)
-    return shaken(build_encoder(config, terms=TERMS, tokens=TOKENS), size=0.1).eval()
+    encoder = shaken(build_encoder(config, terms=TERMS, tokens=TOKENS), size=0.1).eval()
+    for buffer in encoder.buffers():
+        buffer.normal_()
+    return encoder
 
 
 def encode(encoder: Encoder, documents: list[Document], progress: float = 1.0) -> Tensor:
@@ -119,7 +122,11 @@ def document_written_out(encoder: TransformerEncoder, document: Document) -> Ten
             segment = block_written_out(block, segment, segment_weights)
         segments.append(segment)
     pooled = (weights.unsqueeze(1) * torch.cat(segments)).sum(dim=0)
-    return relu(encoder.hidden(0.1 * encoder.norm(pooled)))
+    hidden = relu(encoder.hidden(0.1 * encoder.norm(pooled)))
+    if encoder.coordinates is None:
+        return hidden
+    lies = weights @ encoder.coordinates.vectors[ids]
+    return torch.cat([hidden, lies / lies.norm()])
 
 
 @pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS])

@@ -28,6 +28,8 @@ def built(
     composition = Composition.model_validate(settings | ({"decoder": decoder} if decoder else {}))
     torch.manual_seed(seed)
     model = VAE(VAEConfig(**composition.model_dump(), terms=terms, tokens=TOKENS, **sizes))
+    for buffer in model.encoder.buffers():
+        buffer.normal_()
     return shaken(model, seed).eval()
 
 
@@ -73,16 +75,17 @@ def test_new_terms_keep_their_start_and_the_decoder_its_own_number_of_words() ->
 
 
 @torch.no_grad()
-def test_new_terms_are_turned_to_the_axes_of_the_old_ones() -> None:
-    encoder = ENCODERS["transformer"]
+@pytest.mark.parametrize("name", ["encoder.embedding.weight", "encoder.coordinates.vectors"])
+def test_new_terms_are_turned_to_the_axes_of_the_old_ones(name: str) -> None:
+    encoder = ENCODERS["transformer"] | {"lsi": 16}
     truth = torch.randn(TERMS + 20, 16, generator=torch.Generator().manual_seed(2))
     rotation = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(3)))[0]
     old, new = built(encoder), built(encoder, seed=5, terms=TERMS + 20)
-    old.get_parameter("encoder.embedding.weight").copy_(truth[:TERMS])
-    vectors = new.get_parameter("encoder.embedding.weight")
+    old.state_dict()[name].copy_(truth[:TERMS])
+    vectors = new.state_dict()[name]
     vectors.copy_(0.3 * truth @ rotation)
     warm_start(new, old, torch.cat([torch.arange(TERMS), torch.full((20,), -1)]))
-    torch.testing.assert_close(vectors.data, truth, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vectors, truth, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vae_core.batch import Batch
 
@@ -10,7 +11,18 @@ ITERATIONS = 4
 
 
 def lsi_vectors(documents: Batch, idf_V: Tensor, dimensions: int) -> Tensor:
-    """Unit rows of V S, (V, D), of the TF-IDF matrix's randomised SVD; zeros for terms that do not occur.
+    """Unit rows of V S, (V, D), of the TF-IDF matrix's randomised SVD; zeros for terms that do not occur."""
+    return unit_rows(*truncated_svd(documents, idf_V, dimensions))
+
+
+def unit_rows(right_VD: Tensor, singular_D: Tensor) -> Tensor:
+    """Rows of V S of unit length; those of zeros stay so."""
+    vectors_VD = right_VD * singular_D
+    return vectors_VD / vectors_VD.norm(dim=1, keepdim=True).clamp(min=1e-9)
+
+
+def truncated_svd(documents: Batch, idf_V: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+    """V (V, D) and S (D,) of the TF-IDF matrix's randomised SVD; the row of a term that does not occur is zero.
 
     Where the matrix has fewer than D singular values, the other columns are zero.
     """
@@ -19,9 +31,8 @@ def lsi_vectors(documents: Batch, idf_V: Tensor, dimensions: int) -> Tensor:
     size = (len(documents), len(idf_V))
     matrix = torch.sparse_coo_tensor(indices, documents.tfidf(idf_V), size, check_invariants=False)
     kept = min(dimensions, *size)
-    _, singular, right_VD = torch.svd_lowrank(matrix, q=kept, niter=ITERATIONS)
+    _, singular_D, right_VD = torch.svd_lowrank(matrix, q=kept, niter=ITERATIONS)
     # Rounding leaves a speck in the rows of terms that do not occur, which must not grow to unit length.
-    occurs_V = singular.new_zeros(len(idf_V)).index_fill(0, terms.values, 1.0)
-    vectors_VD = right_VD * singular * occurs_V.unsqueeze(1)
-    vectors_VD = vectors_VD / vectors_VD.norm(dim=1, keepdim=True).clamp(min=1e-9)
-    return torch.cat([vectors_VD, vectors_VD.new_zeros(len(idf_V), dimensions - kept)], dim=1)
+    occurs_V = singular_D.new_zeros(len(idf_V)).index_fill(0, terms.values, 1.0)
+    right_VD = pad(right_VD * occurs_V.unsqueeze(1), (0, dimensions - kept))
+    return right_VD, pad(singular_D, (0, dimensions - kept))

@@ -12,8 +12,9 @@ from torch.nn.functional import dropout, relu
 
 from vae_core.batch import Batch, Ragged
 from vae_core.config import Config
+from vae_core.encoders.coordinates import Coordinates
 from vae_core.encoders.joined import JoinedEmbedding
-from vae_core.encoders.lsi import lsi_vectors
+from vae_core.encoders.lsi import truncated_svd, unit_rows
 from vae_core.encoders.segments import SegmentBlocks
 from vae_core.encoders.states import States, states_of
 from vae_core.errors import Misuse
@@ -34,6 +35,11 @@ class TransformerEncoderConfig(Config):
     heads: int = Field(default=4, ge=1, description="attention heads of a block")
     hidden: int = Field(default=1000, ge=1, description="width of the layer between pooling and the latent's heads")
     segment: int = Field(default=128, ge=8, description="longer documents are attended to in pieces of this many ids")
+    lsi: int = Field(
+        default=64,
+        ge=0,
+        description="coordinates of a set of words that the latent reads too; its bits begin as LSI + ITQ has them",
+    )
     positions: int = Field(default=512, ge=1, description="tokens in order: how many positions are told apart")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="of the hidden layer")
     term_dropout: float = Field(default=0.6, ge=0, lt=1, description="share of a document's ids unseen in a step")
@@ -54,7 +60,10 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.reads_tokens = config.reads == "tokens"
-        self.width = config.width if states else config.hidden
+        self.coordinates = None
+        if config.lsi and config.reads == "terms" and not states and not config.joined:
+            self.coordinates = Coordinates(vocabulary, config.lsi)
+        self.width = config.width if states else config.hidden + (0 if self.coordinates is None else config.lsi)
         self.embedding = nn.Embedding(vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=0.01)
         self.position = nn.Embedding(config.positions, config.width) if config.reads == "tokens" else None
@@ -63,7 +72,7 @@ class TransformerEncoder(nn.Module):
         self.hidden = None if states else nn.Linear(config.width, config.hidden)
         if self.hidden is not None:
             nn.init.normal_(self.hidden.weight, std=config.width**-0.5)
-        self.joined = JoinedEmbedding(embeddings, self.width) if config.joined else None
+        self.joined = JoinedEmbedding(embeddings, config.hidden) if config.joined else None
 
     def forward(self, batch: Batch, tfidf_N: Tensor, progress: float = 1.0) -> Tensor | States:
         """Hidden vectors, (B, width). An empty document has the same vector whatever else is in the batch.
@@ -75,7 +84,11 @@ class TransformerEncoder(nn.Module):
         if self.hidden is None:
             return states_of(self.norm(x_ND), ids)
         beside = 0.0 if self.joined is None else self.joined(batch)
-        return dropout(self._pooled(self.hidden, x_ND, ids, weights_N, beside), self.config.dropout, self.training)
+        hidden_BH = self._pooled(self.hidden, x_ND, ids, weights_N, beside)
+        hidden_BH = dropout(hidden_BH, self.config.dropout, self.training)
+        if self.coordinates is None:
+            return hidden_BH
+        return torch.cat([hidden_BH, self.coordinates(ids, weights_N)], dim=1)
 
     def of_soft(self, ids: Ragged, tokens_NV: Tensor, weights_N: Tensor, progress: float = 1.0) -> Tensor:
         """Hidden vectors, (B, width), of texts whose tokens are probabilities, each place with a weight in (0, 1].
@@ -91,7 +104,12 @@ class TransformerEncoder(nn.Module):
 
     def start_from(self, sample: Batch, idf_V: Tensor) -> None:
         """Start the term vectors at V S of a truncated SVD of the sample's TF-IDF rows, each of unit length."""
-        vectors_VD = lsi_vectors(sample, idf_V, self.config.width)
+        width = self.config.width
+        lsi = 0 if self.coordinates is None else self.config.lsi
+        right_VD, singular_D = truncated_svd(sample, idf_V, max(width, lsi))
+        vectors_VD = unit_rows(right_VD[:, :width], singular_D[:width])
+        if self.coordinates is not None:
+            self.coordinates.start_from(right_VD)
         with torch.no_grad():
             self.embedding.weight.copy_(vectors_VD * (0.1 / vectors_VD.std().clamp(min=1e-12)))
 

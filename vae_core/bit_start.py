@@ -1,0 +1,32 @@
+"""Where bits begin: as LSI + ITQ has them. Shapes: B documents, N terms of all of them, D coordinates, K bits."""
+
+import torch
+from torch import Tensor
+
+from vae_core.batch import Ragged
+from vae_core.encoders import TransformerEncoder
+from vae_core.itq import itq, random_rotation
+from vae_core.latents import BernoulliLatent, BernoulliMixtureLatent, Latent
+
+LOG_ODDS = 6.0
+"""Their standard deviation at the start: what the hidden layer adds does not drown in it, nor it in that."""
+
+
+@torch.no_grad()
+def start_bits(encoder: TransformerEncoder, latent: Latent, terms: Ragged, tfidf_N: Tensor) -> None:
+    """Let the log-odds begin at the rotated LSI coordinates of these documents, whose signs are the codes of LSI + ITQ.
+
+    More bits than coordinates are several rotations of all of them. Without coordinates, and for latents without bits,
+    nothing changes.
+    """
+    if encoder.coordinates is None or not isinstance(latent, BernoulliLatent | BernoulliMixtureLatent):
+        return
+    head, most = latent.log_odds, encoder.coordinates.dimensions
+    coordinates_BD = encoder.coordinates(terms, tfidf_N)
+    first = encoder.config.hidden
+    for start in range(0, head.out_features, most):
+        bits = slice(start, min(start + most, head.out_features))
+        rotation = itq(coordinates_BD, random_rotation(bits.stop - start))
+        size = LOG_ODDS / ((coordinates_BD - rotation.mean_D) @ rotation.turn_DK).std().clamp(min=1e-6)
+        head.weight[bits, first : first + most] = size * rotation.turn_DK.T
+        head.bias[bits] = -size * (rotation.mean_D @ rotation.turn_DK)

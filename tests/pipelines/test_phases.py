@@ -38,7 +38,15 @@ NEW_DECODER = Phase(share=0.6, reset=("decoder",), objective=Objective(rate=Mini
 CONFIG = PretrainConfig(epochs=3, batch_size=BATCH, checkpoint_every=4, log_every=1, phases=(AUTO, NEW_DECODER))
 MODEL = Composition.model_validate(
     {
-        "encoder": {"kind": "transformer", "width": 16, "hidden": 32, "heads": 2, "layers": 1, "grow_after": 0.5},
+        "encoder": {
+            "kind": "transformer",
+            "width": 16,
+            "hidden": 32,
+            "heads": 2,
+            "layers": 1,
+            "lsi": 0,
+            "grow_after": 0.5,
+        },
         "latent": {"kind": "gaussian", "dimensions": 8, "prior": "learned"},
         "condition": {"kind": "class", "classes": ["0", "1"]},
     }

@@ -166,6 +166,7 @@ def test_every_zero_stage_trains_alike(
     assert Encoder.load(artifact.path).bits == 16
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_leaves_no_trace_in_the_model(
     shards: Path, undisturbed: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:

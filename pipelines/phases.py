@@ -20,6 +20,7 @@ from pipelines.warm_start import start_from
 from vae_core.batch import Batch
 from vae_core.model import VAE, Terms, VAEConfig
 from vae_core.objectives import UNWEIGHTED, Loss, MinimumRate, Multiplier, ascended, loss
+from vae_core.objectives.fitting import settled
 from vae_core.schedule import Phase, reset
 
 LOOKS = 20
@@ -141,7 +142,7 @@ class PhaseRun:
 
     def minimise(self, rows: NDArray[np.int64], progress: float) -> tuple[Terms, Loss]:
         """One step of the optimiser on this worker's `rows`; the terms and the loss of the last micro-batch."""
-        config, objective = self.job.config, self.phase.objective
+        config, objective = self.job.config, settled(self.phase.objective, self.job.model.latent)
         micro = len(rows) // config.accumulation
         for start in range(0, micro * config.accumulation, micro):
             terms = self.engine(self.batch(rows[start : start + micro]), samples=config.samples, progress=progress)

@@ -29,7 +29,7 @@ LEFT_OUT = {
     "the mixture (one component)": ["model.latent.components=1"],
 }
 ADDED = {
-    "decorrelation": ["pretrain.objective.decorrelation=5"],
+    "decorrelation of 64 bits": ["pretrain.objective.decorrelation=5"],
     "attention": ["model.encoder.layers=1"],
 }
 

@@ -3,9 +3,13 @@
 from itertools import product
 
 import numpy as np
+import pytest
 import torch
 
+from vae_core.latents import BernoulliMixtureConfig, GaussianConfig, LatentConfig
+from vae_core.objectives import Objective
 from vae_core.objectives.decorrelation import decorrelation
+from vae_core.objectives.fitting import settled
 
 
 def test_is_the_covariances_and_the_means_of_the_bits() -> None:
@@ -21,3 +25,20 @@ def test_all_codes_once_are_balanced_and_independent() -> None:
     assert decorrelation(every) == 0
     assert decorrelation(every[:8]) > 0.9  # the first bit is always 0
     assert decorrelation(every[:, [0, 1, 2, 2]]) > 0
+
+
+@pytest.mark.parametrize(
+    ("latent", "given", "expected"),
+    [
+        (BernoulliMixtureConfig(bits=16), None, 5.0),
+        (BernoulliMixtureConfig(bits=56), None, 5.0),
+        (BernoulliMixtureConfig(bits=64), None, 0.0),
+        (BernoulliMixtureConfig(bits=16), 0.0, 0.0),
+        (BernoulliMixtureConfig(bits=512), 2.0, 2.0),
+        (GaussianConfig(), None, 0.0),
+    ],
+)
+def test_few_bits_of_a_mixture_are_decorrelated_unless_somebody_says_otherwise(
+    latent: LatentConfig, given: float | None, expected: float
+) -> None:
+    assert settled(Objective(decorrelation=given), latent).decorrelation == expected

@@ -51,7 +51,12 @@ class Objective(Config):
     component_information: float = Field(
         default=0.0, ge=0, le=1, description="share of I(c; x) that the component's KL does not cost"
     )
-    decorrelation: float = Field(default=0.0, ge=0, description="weight of unbalanced and of correlated bits")
+    decorrelation: float | None = Field(
+        default=None,
+        ge=0,
+        description="weight of unbalanced and of correlated bits; null: 5 for a bernoulli_mixture of under 64 bits, "
+        "else 0",
+    )
     mmd: float = Field(default=0.0, ge=0, description="weight of the squared MMD between q(z) and p(z) (InfoVAE, WAE)")
 
     @field_validator("rate", mode="before")

@@ -9,7 +9,7 @@ from vae_core.itq import itq, random_rotation
 from vae_core.latents import BernoulliLatent, BernoulliMixtureLatent, Latent
 
 LOG_ODDS = 6.0
-"""Their standard deviation at the start: what the hidden layer adds does not drown in it, nor it in that."""
+"""Their standard deviation at the start. From 3 to 12 P@100 differs no more than between seeds; at 1 less is won."""
 
 
 @torch.no_grad()

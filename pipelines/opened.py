@@ -71,6 +71,8 @@ class Opened:
 
     def table(self, rows: np.ndarray, columns: list[str] | None = None) -> pa.Table:
         """Documents by row, as a table."""
+        if len(self.views) == 1:
+            return self.views[0].segment.table(rows, columns)
         numbers = np.searchsorted(self.starts, rows, side="right") - 1
         tables, places = [], []
         for number in np.unique(numbers):

@@ -95,6 +95,11 @@ class Candidates:
         arrays = (self.rows, self.scores, self.distances)
         return Candidates(*(np.take_along_axis(array, order, axis=1) for array in arrays))
 
+    def filled(self, k: int) -> "Candidates":
+        """The same with at least k places, the last ones empty."""
+        lacking = k - self.rows.shape[1]
+        return joined([self, Candidates.none(len(self.rows), lacking)]) if lacking > 0 else self
+
     def keeping(self, good: np.ndarray) -> "Candidates":
         """The same, with the places that are not `good` (Q, F) emptied."""
         return Candidates(
@@ -113,6 +118,13 @@ class Candidates:
     def shifted(self, start: int) -> "Candidates":
         """The same, each row r called start + r."""
         return Candidates(np.where(self.rows >= 0, self.rows + start, -1), self.scores, self.distances)
+
+
+def best_of(found: list[Candidates], k: int) -> Candidates:
+    """The k best of several lists, each of which has its best first; of one list, without sorting it again."""
+    if len(found) == 1 and found[0].rows.shape[1] <= k:
+        return found[0]
+    return joined(found).best(k)
 
 
 def joined(found: list[Candidates]) -> Candidates:

@@ -19,7 +19,7 @@ from pipelines.hits import hits as hits
 from pipelines.id_lookup import digests
 from pipelines.index_versions import stamp
 from pipelines.opened import Opened, open_newest
-from pipelines.scan import Candidates, Queries, joined
+from pipelines.scan import Candidates, Queries, best_of, joined
 from pipelines.scan import Rank as Rank
 from pipelines.scan import nearest_codes as nearest_codes
 from pipelines.segment import Segment
@@ -169,7 +169,7 @@ class Index:
         queries = Queries.of(self._log_odds(query), self.bits)
         _require(k, rank)
         opened, found = self._found(queries, k, rank, where, exact)
-        best = joined([Candidates.none(len(queries), k), *found]).best(k)
+        best = best_of(found, k).filled(k)
         return _hits_of(queries, best, rank, opened)
 
     def _found(
@@ -289,11 +289,11 @@ def nearest_of(
 ) -> Candidates:
     """The k best of one version; of a `share` (number, of) those of the segments number, number + of, ..."""
     chosen = opened.subsets(where)
-    found = [Candidates.none(len(queries), 0)]
+    found = []
     for place in range(share[0], len(opened.views), share[1]):
         nearest = chosen[place].nearest(opened.views[place].segment.scan, queries, k, rank, exact=exact)
         found.append(nearest.shifted(opened.starts[place]))
-    return joined(found).best(k)
+    return best_of(found, k) if found else Candidates.none(len(queries), 0)
 
 
 def _hits_of(queries: Queries, best: Candidates, rank: Rank, opened: Opened) -> Hits:

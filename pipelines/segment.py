@@ -53,7 +53,7 @@ class Segment:
 
     def table(self, rows: np.ndarray, columns: list[str] | None = None) -> pa.Table:
         """The documents at `rows` (n,), in their order; only the batches that hold one are touched."""
-        order = np.argsort(rows, kind="stable")
+        order = np.argsort(rows)
         sought = rows[order]
         edges = np.searchsorted(sought, self.ends)
         taken = [
@@ -62,7 +62,9 @@ class Segment:
             if low < high
         ]
         table = pa.Table.from_batches(taken, _columns_of(self.schema, columns)).combine_chunks()
-        return table.take(pa.array(np.argsort(order, kind="stable")))
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        return table.take(pa.array(places))
 
     def column(self, name: str) -> list[pa.Array]:
         """One column of all documents, mapped; labels and text that no document has are not kept, and made here."""

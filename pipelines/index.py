@@ -17,14 +17,10 @@ LAYOUT = 2
 """Of a segment's files: an index of another layout is made again."""
 
 
-SEGMENT_DOCUMENTS = 10_000_000
-"""The larger a segment the fewer places to look in; of one of 128 bits 200 MB are in memory while it is written."""
-
-
 class IndexConfig(Config):
     """How codes are cut into segments; a segment is what one search maps and scans at a time."""
 
-    segment_documents: int = Field(default=SEGMENT_DOCUMENTS, ge=1, description="codes of a segment at most")
+    segment_documents: int = Field(default=10_000_000, ge=1, description="codes of a segment at most")
     candidates: CandidatesConfig = Field(default=FlatConfig(), description="where hits are looked for")
 
 

@@ -128,7 +128,8 @@ def _started() -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": told} if told else None,
-            **({} if address else {"include_dashboard": False}),
+            # Without an address Ray takes the cluster that was last started on this machine, also one long killed.
+            **({} if address else {"address": "local", "include_dashboard": False}),
         )
     ended = threading.Event()
     if found := ADDRESS.fullmatch(address or ""):

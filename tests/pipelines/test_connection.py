@@ -35,6 +35,13 @@ def test_an_address_where_nobody_listens_is_told_within_seconds() -> None:
     assert seconds < 30
 
 
+def test_a_cluster_that_was_killed_here_does_not_keep_this_machine_from_starting_its_own() -> None:
+    with tempfile.TemporaryDirectory(prefix="rs") as folder:  # the paths of Ray's sockets must be short
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+        assert said("", RAY_TMPDIR=folder)[0] == "connected"
+
+
 @pytest.fixture
 def stranger() -> Iterator[str]:
     """A server that listens, and is no head of a cluster."""

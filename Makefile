@@ -32,6 +32,7 @@ test-all: install ## run every test
 	$(BIN)/pytest
 
 bench: install ## measure against other libraries: make bench ONLY=name for one
+	@$(PIP) -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m tests.bench $(ONLY)
 
 lint: install ## check style, types and the direction of imports

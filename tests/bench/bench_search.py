@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 
 from pipelines.index import IndexConfig, index
+from pipelines.scan import Queries, Scan
 from pipelines.search import Index
 from tests.bench.index_codes import random_queries, write_codes
 
@@ -83,7 +84,7 @@ def _recall(opened: Index, queries: np.ndarray) -> Figure:
 
 
 def _against_others(opened: Index, queries: np.ndarray) -> Iterator[Figure]:
-    from pipelines.scan import Queries, Scan
+    from usearch.index import MetricKind, search
 
     codes = np.ascontiguousarray(opened.codes()[0][:OTHERS])
     scan, asked = Scan.of(codes), Queries.of(queries, BITS)
@@ -97,13 +98,10 @@ def _against_others(opened: Index, queries: np.ndarray) -> Iterator[Figure]:
             found.append(near[np.argsort(distances[near], kind="stable")])
         return found
 
-    others: dict[str, Callable[[], Any]] = {"a numpy popcount": popcount}
-    try:
-        from usearch.index import MetricKind, search
-    except ImportError:
-        pass
-    else:
-        others["usearch"] = lambda: search(codes, asked.packed, HITS, MetricKind.Hamming, exact=True)
+    others: dict[str, Callable[[], Any]] = {
+        "a numpy popcount": popcount,
+        "usearch": lambda: search(codes, asked.packed, HITS, MetricKind.Hamming, exact=True),
+    }
     for name, theirs in others.items():
         seconds, other = _turns(lambda: scan.by_hamming(asked, HITS), theirs)
         yield _figure(f"search hamming against {name}", QUERIES / seconds, QUERIES / other, "queries/s", at_least=1.0)

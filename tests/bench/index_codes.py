@@ -39,11 +39,16 @@ def write_codes(folder: Path, documents: int, bits: int = 128, seed: int = 0, fi
 def random_codes(count: int, bits: int, dice: np.random.Generator) -> np.ndarray:
     """Packed codes, (count, bits / 8) uint8."""
     codes = dice.integers(0, 256, (count, bits // 8), dtype=np.uint8)
-    centres = np.random.default_rng(7).integers(0, 256, (CENTRES, bits // 8), dtype=np.uint8)
     some = np.flatnonzero(dice.random(count) < 0.5)
-    flips = np.packbits(dice.random((len(some), bits), dtype=np.float32) < FLIPPED, axis=1, bitorder="little")
-    codes[some] = centres[dice.integers(0, CENTRES, len(some))] ^ flips
+    codes[some] = clustered_codes(len(some), bits, dice)
     return codes
+
+
+def clustered_codes(count: int, bits: int, dice: np.random.Generator) -> np.ndarray:
+    """Packed codes, (count, bits / 8) uint8, each a centre's with flipped bits."""
+    centres = np.random.default_rng(7).integers(0, 256, (CENTRES, bits // 8), dtype=np.uint8)
+    flips = np.packbits(dice.random((count, bits), dtype=np.float32) < FLIPPED, axis=1, bitorder="little")
+    return centres[dice.integers(0, CENTRES, count)] ^ flips
 
 
 def random_queries(count: int, bits: int, seed: int = 1) -> np.ndarray:

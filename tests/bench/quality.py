@@ -30,6 +30,8 @@ from pipelines.pretrain import lends_neighbours, pretrain
 from tests.bench.corpora import corpus_file
 
 VALIDATION = 0.15
+SHARED = ("graph", "tokenize", "embed")
+"""Settings of what models are made from; models whose other settings differ share it."""
 SUBJECT = re.compile(r"^Subject:[ \t]*((?:re:[ \t]*)*)(.*)$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -56,7 +58,7 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """P@100 with ties averaged, by ranking and for baselines; and how long training and encoding took."""
+    """P@100 with ties averaged, by ranking and for baselines and references; seconds of training and encoding."""
 
     log_odds: float
     hamming: float
@@ -78,19 +80,22 @@ class Study:
     def measure(self, settings: Sequence[str] = (), seed: int = 0) -> Measured:
         """Train with these settings, as `--set` takes them, and ask the other part."""
         config = self._config([*settings, f"pretrain.seed={seed}"])
-        shared = self.folder / _name([one for one in settings if one.startswith(("graph", "tokenize"))], "shared")
+        shared = self.folder / _name([one for one in settings if one.startswith(SHARED)], "shared")
         run(config.model_copy(update={"out": shared}), last="graph" if lends_neighbours(config.model) else "tokenize")
+        embeddings = shared / "embeddings" if config.model.joined else None
         out = self.folder / _name([*settings, f"seed={seed}"], "trained")
         graph = shared / "graph" if config.graph and lends_neighbours(config.model) else None
         began = time.monotonic()
-        pretrain(shared / "shards", out / "model", config.model, config.pretrain, graph=graph)
+        shards, queries = shared / "shards", config.query_corpus()
+        pretrain(shards, out / "model", config.model, config.pretrain, embeddings=embeddings, graph=graph)
         trained = time.monotonic()
-        encode(out / "model", shared / "shards", out / "codes", config.encode)
+        encode(out / "model", shards, out / "codes", config.encode, embeddings=embeddings)
         encoded = time.monotonic()
         index(out / "codes", out / "index", config.index)
-        queries = config.query_corpus()
-        evaluate(out / "index", None, out / "report", config.evaluate, queries=queries, shards=shared / "shards")
-        averaged = json.loads((out / "report" / "report.json").read_text())["ties_averaged"]
+        asked = config.evaluate.model_copy(update={"embeddings": embeddings})
+        evaluate(out / "index", None, out / "report", asked, queries=queries, shards=shards)
+        report = json.loads((out / "report" / "report.json").read_text())
+        averaged = report["ties_averaged"] | report["references"]
         others = {name: value for name, value in averaged.items() if name not in ("log_odds", "hamming")}
         seconds = (trained - began, encoded - trained)
         return Measured(averaged["log_odds"], averaged["hamming"], others, *seconds)

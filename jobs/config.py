@@ -11,15 +11,15 @@ from pydantic import Field, ValidationError
 
 from jobs.config_errors import message
 from pipelines.corpus import CorpusConfig
+from pipelines.diagnosis.examination import DiagnoseConfig
 from pipelines.embed import EmbedConfig
 from pipelines.encode import EncodeConfig
 from pipelines.evaluate import EvaluateConfig
-from pipelines.examination import DiagnoseConfig
 from pipelines.graph import GraphConfig
 from pipelines.index import IndexConfig
-from pipelines.service_config import ServeConfig
-from pipelines.tokenize_config import TokenizeConfig
-from pipelines.training import PretrainConfig
+from pipelines.serving.config import ServeConfig
+from pipelines.tokenizing.config import TokenizeConfig
+from pipelines.training.worker import PretrainConfig
 from vae_core.config import Config
 from vae_core.errors import Misuse
 from vae_core.model import Composition

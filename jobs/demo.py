@@ -15,13 +15,13 @@ from jobs.console import results
 from jobs.docstrings import write_docstrings
 from jobs.run import RunResult, run
 from jobs.tables import stage_table
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
-from pipelines.baselines import simhash
 from pipelines.corpus import Document
 from pipelines.encoder import Encoder
+from pipelines.evaluation.baselines import simhash
+from pipelines.evaluation.report import NAMES
+from pipelines.files.arrow import record_batches
 from pipelines.progress import Progress
-from pipelines.report import NAMES
 from pipelines.scatter import shared_cluster
 from pipelines.search import Index, nearest_codes
 

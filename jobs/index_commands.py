@@ -121,7 +121,7 @@ def tune(
     Example: `latentbits index tune runs/mine/index`
     """
     with working() as progress:
-        from pipelines.tuning import tune as measure
+        from pipelines.searching.tuning import tune as measure
 
         texts = _listed(input_file, "--input") if input_file else None
         found = measure(index, texts=texts, k=k, documents=documents, progress=progress)
@@ -140,7 +140,7 @@ def repair(index: IndexFolder, as_json: Json = False) -> None:
     Example: `latentbits index repair runs/mine/index`
     """
     with working() as progress:
-        from pipelines.index_repair import repair as repair_files
+        from pipelines.indexing.repair import repair as repair_files
 
         made = repair_files(index, progress=progress)
     if as_json:
@@ -158,7 +158,7 @@ def _listed(file: Path | None, option: str) -> list[str]:
 
 
 def _say(path: Path, version: int, as_json: bool) -> None:
-    from pipelines.index_facts import facts
+    from pipelines.indexing.facts import facts
 
     known = facts(path)
     if as_json:

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines.artifact import MANIFEST, UNFINISHED, Artifact, Plan
-from pipelines.code_files import packed_bytes
-from pipelines.index_facts import facts as index_facts
-from pipelines.index_facts import verify as verify_index
+from pipelines.files.working_folder import working_folder_of
+from pipelines.indexing.code_files import packed_bytes
+from pipelines.indexing.facts import facts as index_facts
+from pipelines.indexing.facts import verify as verify_index
 from pipelines.storage import Store, exists, shown, uri_of
-from pipelines.working_folder import working_folder_of
 from vae_core.codes import PackedCodes
 from vae_core.diagnostics.code_health import CodeHealth
 from vae_core.errors import Misuse, Unfinished

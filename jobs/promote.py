@@ -37,9 +37,9 @@ def promoted(run: Path, config: Any) -> dict[str, Any]:
     """
     from jobs.run import tracking_of
     from pipelines.cards import opened
+    from pipelines.evaluation.query_figures import QUERIES, QueryFigures, compare
     from pipelines.mlflow_client import reachable
     from pipelines.model_registry import CHAMPION, Registry
-    from pipelines.query_figures import QUERIES, QueryFigures, compare
     from vae_core.errors import Misuse
 
     model, report = opened(run, "model", "model"), opened(run, "report", "report")

@@ -14,10 +14,10 @@ import numpy as np
 from pipelines.artifact import replacing
 from pipelines.corpus import Document
 from pipelines.encoder import Encoder
-from pipelines.explain import Explainer
-from pipelines.hits import Hits, hits
-from pipelines.rerank import CANDIDATES, reranked
 from pipelines.search import Index, Rank, require_model
+from pipelines.searching.explain import Explainer
+from pipelines.searching.hits import Hits, hits
+from pipelines.searching.rerank import CANDIDATES, reranked
 from vae_core.errors import LatentbitsError, Misuse
 
 AT_ONCE = 256

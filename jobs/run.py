@@ -10,12 +10,12 @@ from jobs.config import RunConfig, TrackingConfig
 from jobs.stages import FIRST, LAST, STAGES, Making, chosen
 from jobs.tracked import track_run, track_stage
 from pipelines.artifact import MANIFEST, Artifact
+from pipelines.files.working_folder import home
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import shared_cluster
-from pipelines.slices import find_files
 from pipelines.storage import Store, is_folder, shown, uri_of
+from pipelines.tokenizing.slices import find_files
 from pipelines.tracking import NoTracking, Tracker, Tracking, sqlite_uri
-from pipelines.working_folder import home
 from vae_core.errors import Misuse
 from vae_core.latents import SETS
 

@@ -29,13 +29,13 @@ def serve(
     """
     from jobs.config import load_config
     from pipelines.service import make_app
-    from pipelines.service_answers import Searcher
-    from pipelines.service_host import listen, required_token, run
+    from pipelines.serving.answers import Searcher
+    from pipelines.serving.host import listen, required_token, run
 
     config = load_config(None, settings or []).serve
     token = required_token(host)
     if on_cluster:
-        from pipelines.service_cluster import serve_on_cluster, serving
+        from pipelines.serving.cluster import serve_on_cluster, serving
 
         serve_on_cluster(serving(index, model, encoder_folder, host, port, config), ready=typer.echo)
         return

@@ -17,7 +17,7 @@ from jobs.config import RunConfig
 from jobs.events import RUN
 from jobs.shipped_config import as_yaml, shipped
 from jobs.stages import FIRST, LAST, chosen
-from pipelines.slices import find_files
+from pipelines.tokenizing.slices import find_files
 from vae_core.errors import Misuse
 
 CONFIG_FILE = "run.yaml"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jobs.sweep_grid import Sweep, Trial
 from pipelines.artifact import flat
-from pipelines.report import NAMES, OURS
+from pipelines.evaluation.report import NAMES, OURS
 from vae_core.errors import Misuse
 
 LABELLED, LABEL_FREE = "precision_at_100.log_odds", "label_free.recall_at_100.log_odds"

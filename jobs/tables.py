@@ -12,11 +12,11 @@ from rich.tree import Tree
 from jobs.console import results
 from jobs.doctor import Finding
 from jobs.run import Done, RunResult
-from pipelines.report import NAMES
+from pipelines.evaluation.report import NAMES
 from pipelines.storage import exists, shown
 
 if TYPE_CHECKING:
-    from pipelines.tuning import Tuning
+    from pipelines.searching.tuning import Tuning
 
 SNIPPET = 90
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}

@@ -10,8 +10,8 @@ import yaml
 from jobs.config import RunConfig
 from pipelines.artifact import Artifact, flat, write_text
 from pipelines.cards import MODEL_CARD, opened, report_of, write_cards
+from pipelines.evaluation.query_figures import QUERIES
 from pipelines.mlflow_runs import PARENT
-from pipelines.query_figures import QUERIES
 from pipelines.tracking import Tracker
 
 FILES = {"evaluate": ("report.json", "report.html"), "pretrain": ("metrics.jsonl",)}

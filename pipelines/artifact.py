@@ -16,8 +16,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-from pipelines import durable
-from pipelines.durable import checksum
+from pipelines.files import durable
+from pipelines.files.durable import checksum
+from pipelines.files.published import fetch_parts, publish, publish_part
+from pipelines.files.stored_artifact import (
+    begin_in,
+    begin_stored,
+    complete,
+    find_stored_part,
+    open_stored,
+    verify_stored,
+)
+from pipelines.files.working_folder import root, working_folder_of
+from pipelines.files.writer_lock import LOCK, Lease, WriterLock
 from pipelines.plan import (
     FORMAT_VERSION,
     MANIFEST,
@@ -33,18 +44,7 @@ from pipelines.plan import (
     receipt_name,
     stale,
 )
-from pipelines.published import fetch_parts, publish, publish_part
 from pipelines.storage import is_folder, local_path, shown, uri_of
-from pipelines.stored_artifact import (
-    begin_in,
-    begin_stored,
-    complete,
-    find_stored_part,
-    open_stored,
-    verify_stored,
-)
-from pipelines.working_folder import root, working_folder_of
-from pipelines.writer_lock import LOCK, Lease, WriterLock
 from vae_core.errors import Damaged, Misuse, Unfinished
 
 __all__ = [

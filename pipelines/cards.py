@@ -11,8 +11,8 @@ from typing import Any
 from pipelines.artifact import Artifact, write_text
 from pipelines.curves import training_curves
 from pipelines.data_card import data_card
+from pipelines.files.working_folder import home
 from pipelines.storage import Store, is_folder, uri_of
-from pipelines.working_folder import home
 from vae_core.errors import LatentbitsError
 
 CARDS, MODEL_CARD, DATA_CARD, SAMPLES, CURVES = "cards", "model-card.md", "data-card.md", "samples.json", "training.svg"

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipelines import readers, slices
 from pipelines.artifact import Input
-from pipelines.csv_records import csv_rows
-from pipelines.digests import digests
-from pipelines.slices import Slice
+from pipelines.files.digests import digests
 from pipelines.storage import shown
+from pipelines.tokenizing import readers, slices
+from pipelines.tokenizing.csv_records import csv_rows
+from pipelines.tokenizing.slices import Slice
 from vae_core.config import Config
 
 __all__ = ["CorpusConfig", "Document", "Rejection", "Slice", "corpus_inputs", "plan_slices", "read_slice"]

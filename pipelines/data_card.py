@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
-from pipelines.rejected import REJECTED
+from pipelines.files.arrow import record_batches
 from pipelines.tokenizer import SNIPPET
+from pipelines.tokenizing.rejected import REJECTED
 
 COUNTED = 1_000_000
 """Documents whose lengths and labels are counted."""

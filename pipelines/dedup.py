@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, record_part, replacing
-from pipelines.compared import Collection, Compared
-from pipelines.links import LINK, Links, level_of, links_of
-from pipelines.near_pairs import HammingJoin, TextJoin, as_words, distances
+from pipelines.deduplication.compared import Collection, Compared
+from pipelines.deduplication.links import LINK, Links, level_of, links_of
+from pipelines.deduplication.near_pairs import HammingJoin, TextJoin, as_words, distances
+from pipelines.deduplication.radius import SAMPLE, Precision, measure_precision, reached, widest_radius
+from pipelines.deduplication.shingles import Shingles, write_shingles
 from pipelines.progress import Progress, Silent
-from pipelines.radius import SAMPLE, Precision, measure_precision, reached, widest_radius
-from pipelines.shingles import Shingles, write_shingles
 from vae_core.config import Config
 from vae_core.errors import Misuse
 

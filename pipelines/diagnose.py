@@ -11,10 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact, Draft, Plan, begin, record_part, write_text
-from pipelines.diagnosis_report import html_diagnosis
-from pipelines.examination import (
+from pipelines.diagnosis.examination import (
     COLLAPSED_NATS,
     TESTED,
     DiagnoseConfig,
@@ -31,8 +29,10 @@ from pipelines.examination import (
     prior_figures,
     written,
 )
-from pipelines.latent_plots import Space
-from pipelines.probing import probe_figures
+from pipelines.diagnosis.latent_plots import Space
+from pipelines.diagnosis.probing import probe_figures
+from pipelines.diagnosis.report import html_diagnosis
+from pipelines.files.arrow import record_batches
 from pipelines.progress import Progress, Silent
 from pipelines.shards import batch_of
 from pipelines.text_encoder import TextEncoder

@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import (
     Artifact,
     Draft,
@@ -25,8 +24,9 @@ from pipelines.artifact import (
     require_disk,
 )
 from pipelines.embeddings import COLUMN, vector_type
+from pipelines.files.arrow import record_batches
+from pipelines.files.published import fetch
 from pipelines.progress import Progress, Silent
-from pipelines.published import fetch
 from pipelines.scatter import scatter
 from pipelines.text_encoder import TextEncoder, folder_fingerprint
 from pipelines.tokenizer import Tokenizer

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
+from pipelines.files.arrow import record_batches
 from pipelines.text_encoder import TextEncoder
 from vae_core.errors import Damaged, Stale
 

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import (
     Artifact,
     Draft,
@@ -31,11 +30,12 @@ from pipelines.blame import blamed
 from pipelines.corpus import CorpusConfig, Document, Rejection, corpus_inputs, plan_slices, read_slice
 from pipelines.embeddings import mapped_blocks, require_shards
 from pipelines.encoder import EncodedDocuments, Encoder
+from pipelines.files.arrow import record_batches
+from pipelines.files.published import fetch, fetch_part
 from pipelines.metadata import SeenTypes, Types, misfit
 from pipelines.progress import Progress, Silent
-from pipelines.published import fetch, fetch_part
 from pipelines.scatter import scatter
-from pipelines.slices import Slice, suitable_bytes
+from pipelines.tokenizing.slices import Slice, suitable_bytes
 from vae_core.config import Config
 from vae_core.errors import LatentbitsError, Stale
 

@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.artifact import Artifact, Draft, Input, Plan, begin, record_part, replacing, write_text
-from pipelines.code_figures import code_figures
 from pipelines.corpus import CorpusConfig, corpus_inputs
-from pipelines.database import Database, shards_of
-from pipelines.drift import drift
 from pipelines.embeddings import Embeddings
 from pipelines.encoder import Encoder
-from pipelines.evaluation_figures import CUTS, label_figures, label_free_figures, precision_figures
-from pipelines.measure import measure
-from pipelines.precision import Labels
+from pipelines.evaluation.code_figures import code_figures
+from pipelines.evaluation.database import Database, shards_of
+from pipelines.evaluation.drift import drift
+from pipelines.evaluation.figures import CUTS, label_figures, label_free_figures, precision_figures
+from pipelines.evaluation.measure import measure
+from pipelines.evaluation.precision import Labels
+from pipelines.evaluation.protocol import protocol, warnings
+from pipelines.evaluation.queries import Queries, read_queries
+from pipelines.evaluation.query_figures import QUERIES, QueryFigures
+from pipelines.evaluation.rankings import rankings
+from pipelines.evaluation.report import html_report
 from pipelines.progress import Progress, Silent
-from pipelines.protocol import protocol, warnings
-from pipelines.queries import Queries, read_queries
-from pipelines.query_figures import QUERIES, QueryFigures
-from pipelines.rankings import rankings
-from pipelines.report import html_report
 from pipelines.search import Index, require_model
 from pipelines.text_encoder import TextEncoder, folder_fingerprint
 from vae_core.config import Config

@@ -16,16 +16,16 @@ from pydantic import Field
 from scipy.sparse import csr_matrix, load_npz, save_npz
 
 from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, record_part, replacing, require_disk
-from pipelines.diffusion import ROWS_AT_ONCE, neighbours, transitions
 from pipelines.embeddings import Embeddings
+from pipelines.evaluation.references import unit_rows
 from pipelines.lsi import fit_lsi
-from pipelines.nearest import Nearest
-from pipelines.neighbour_words import graph_schema, graph_table
+from pipelines.neighbours.diffusion import ROWS_AT_ONCE, neighbours, transitions
+from pipelines.neighbours.nearest import Nearest
+from pipelines.neighbours.similar import Similar, Similarity
+from pipelines.neighbours.word_matrix import WordMatrix
+from pipelines.neighbours.words import graph_schema, graph_table
 from pipelines.progress import Progress, Silent
-from pipelines.references import unit_rows
 from pipelines.scatter import scatter
-from pipelines.similar import Similar, Similarity
-from pipelines.word_matrix import WordMatrix
 from vae_core.config import Config
 from vae_core.errors import Misuse
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipelines.approximate import CandidatesConfig, FlatConfig
 from pipelines.artifact import MANIFEST, Artifact, Draft, Part, Plan, begin, find_part, record_part, require_disk
-from pipelines.code_files import CodeFiles
-from pipelines.index_repair import repair
-from pipelines.index_versions import newest_number
+from pipelines.indexing.code_files import CodeFiles
+from pipelines.indexing.repair import repair
+from pipelines.indexing.segment_files import Layout, blocks_of, shown_schema, write_segment
+from pipelines.indexing.versions import newest_number
 from pipelines.progress import Progress, Silent
-from pipelines.segment_files import Layout, blocks_of, shown_schema, write_segment
+from pipelines.searching.approximate import CandidatesConfig, FlatConfig
 from vae_core.config import Config
 
 LAYOUT = 2

@@ -12,16 +12,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.approximate import FlatConfig
 from pipelines.artifact import MANIFEST, Artifact, replacing, require_disk, write_text
-from pipelines.code_files import BATCH_ROWS, CodeFiles
-from pipelines.index_segments import merged, new_segment, watched, with_own_codes
-from pipelines.index_versions import SegmentRecord, Version, candidates_of, kept, newest, publish, version_path, writing
-from pipelines.opened import View
+from pipelines.indexing.code_files import BATCH_ROWS, CodeFiles
+from pipelines.indexing.segment_files import block_of, blocks_of, part_of, shown_schema, write_rows
+from pipelines.indexing.segments import merged, new_segment, watched, with_own_codes
+from pipelines.indexing.versions import (
+    SegmentRecord,
+    Version,
+    candidates_of,
+    kept,
+    newest,
+    publish,
+    version_path,
+    writing,
+)
 from pipelines.progress import Progress, Silent
 from pipelines.search import Index
-from pipelines.segment import Segment
-from pipelines.segment_files import block_of, blocks_of, part_of, shown_schema, write_rows
+from pipelines.searching.approximate import FlatConfig
+from pipelines.searching.opened import View
+from pipelines.searching.segment import Segment
 from vae_core.errors import Misuse, Stale
 
 MERGED = 8

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from pipelines.artifact import MANIFEST, Artifact
 from pipelines.corpus import CorpusConfig, Document, plan_slices, read_slice
-from pipelines.digests import digests
+from pipelines.files.digests import digests
 from pipelines.mlflow_runs import Sent
-from pipelines.slices import Slice
 from pipelines.storage import is_folder, shown, uri_of
+from pipelines.tokenizing.slices import Slice
 from vae_core.errors import LatentbitsError, Misuse
 
 GONE, CHANGED = "gone", "changed since"
@@ -164,7 +164,7 @@ def _documents_of(codes: Artifact, document: str, source: str) -> dict[str, Orig
 
 
 def _in_shards(shards: Artifact, document: str) -> Origin | None:
-    from pipelines.arrow_files import record_batches
+    from pipelines.files.arrow import record_batches
 
     parts = shards.files(".arrow")
     for number, path in enumerate(parts):

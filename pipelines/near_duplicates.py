@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.artifact import Artifact
-from pipelines.code_files import packed_bytes
-from pipelines.links import Links, ends_of, level_of, links_of
-from pipelines.near_pairs import as_words, distances
+from pipelines.deduplication.links import Links, ends_of, level_of, links_of
+from pipelines.deduplication.near_pairs import as_words, distances
+from pipelines.indexing.code_files import packed_bytes
 from vae_core.errors import Misuse
 
 Rows = NDArray[np.int64]

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import tokenizers
 
-from pipelines import artifact, neighbour_words
+from pipelines import artifact
 from pipelines.artifact import (
     Artifact,
     Draft,
@@ -25,19 +25,20 @@ from pipelines.artifact import (
     replacing,
     require_disk,
 )
-from pipelines.carrier import carried_up, fetch_left, leave, mirror, refresh, withdraw
 from pipelines.connection import Waiting, wait_for
 from pipelines.embeddings import require_shards
-from pipelines.engine import PretrainConfig
-from pipelines.phases import Job, Schedule
+from pipelines.files.working_folder import working_folder_of
+from pipelines.neighbours import words as neighbour_words
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import cluster, cores, packed, unpacked
 from pipelines.shards import distinct_labels
-from pipelines.stopping import stopped_in_order
 from pipelines.tracking import NoTracking, Tracker
-from pipelines.training import EXPORT, FAILURE, METRICS, train
-from pipelines.warm_start import require_alike
-from pipelines.working_folder import working_folder_of
+from pipelines.training.carrier import carried_up, fetch_left, leave, mirror, refresh, withdraw
+from pipelines.training.engine import PretrainConfig
+from pipelines.training.phases import Job, Schedule
+from pipelines.training.stopping import stopped_in_order
+from pipelines.training.warm_start import require_alike
+from pipelines.training.worker import EXPORT, FAILURE, METRICS, train
 from vae_core import errors
 from vae_core.condition import ClassConditionConfig
 from vae_core.decoders import BagOfWordsDecoderConfig

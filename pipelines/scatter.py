@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.connection import SHARE, Waiting, cluster, cores, shared_cluster
-from pipelines.published import Published, arrive, fetch_published, put_up
-from pipelines.working_folder import working_folder_of
+from pipelines.files.published import Published, arrive, fetch_published, put_up
+from pipelines.files.working_folder import working_folder_of
 from vae_core.errors import LatentbitsError, Misuse
 
 __all__ = ["cluster", "cores", "packed", "scatter", "shared_cluster", "unpacked"]

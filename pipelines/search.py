@@ -14,16 +14,16 @@ import pyarrow as pa
 
 from pipelines.artifact import Artifact
 from pipelines.corpus import Document
-from pipelines.hits import Hits as Hits
-from pipelines.hits import hits as hits
-from pipelines.id_lookup import digests
-from pipelines.index_versions import stamp
-from pipelines.opened import Opened, open_newest
-from pipelines.scan import Candidates, Queries, best_of, joined
-from pipelines.scan import Rank as Rank
-from pipelines.scan import nearest_codes as nearest_codes
-from pipelines.segment import Segment
-from pipelines.subset import Subset
+from pipelines.indexing.id_lookup import digests
+from pipelines.indexing.versions import stamp
+from pipelines.searching.hits import Hits as Hits
+from pipelines.searching.hits import hits as hits
+from pipelines.searching.opened import Opened, open_newest
+from pipelines.searching.scan import Candidates, Queries, best_of, joined
+from pipelines.searching.scan import Rank as Rank
+from pipelines.searching.scan import nearest_codes as nearest_codes
+from pipelines.searching.segment import Segment
+from pipelines.searching.subset import Subset
 from vae_core.errors import Misuse, Stale
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from pipelines.search import Index
-from pipelines.service_answers import Outcome, Searcher
-from pipelines.service_batches import Batches
-from pipelines.service_config import ServeConfig
-from pipelines.service_documents import Writer
-from pipelines.service_facts import facts_of, health_of
-from pipelines.service_gate import Gate
-from pipelines.service_log import tell
-from pipelines.service_metrics import Metrics
-from pipelines.service_problems import PROBLEMS, add_problems, json_response
-from pipelines.service_requests import (
+from pipelines.serving.answers import Outcome, Searcher
+from pipelines.serving.batches import Batches
+from pipelines.serving.config import ServeConfig
+from pipelines.serving.documents import Writer
+from pipelines.serving.facts import facts_of, health_of
+from pipelines.serving.gate import Gate
+from pipelines.serving.log import tell
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.problems import PROBLEMS, add_problems, json_response
+from pipelines.serving.requests import (
     Additions,
     Answer,
     Answers,
@@ -220,7 +220,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    files = {path: (resources.files("pipelines") / "page" / name).read_bytes() for path, name in PAGE.items()}
+    files = {path: (resources.files("pipelines.serving") / "page" / name).read_bytes() for path, name in PAGE.items()}
 
     def page(path: str) -> Callable[[], Any]:
         async def answer() -> Response:

@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
 from pipelines.embeddings import Embeddings
+from pipelines.files.arrow import record_batches
 from vae_core.batch import Batch, Ragged
 from vae_core.condition import UNKNOWN
 from vae_core.errors import Misuse

@@ -20,18 +20,18 @@ from pipelines.artifact import (
     require_disk,
 )
 from pipelines.corpus import CorpusConfig, Slice, corpus_inputs, plan_slices
-from pipelines.duplicates import drop_duplicates, find_duplicates
-from pipelines.part_files import PartFiles, PartJob
+from pipelines.files.published import fetch
 from pipelines.progress import Progress, Silent
-from pipelines.published import fetch
-from pipelines.readers import format_of
-from pipelines.rejected import REJECTED, write_rejected
-from pipelines.sample import learn, learned_types
 from pipelines.scatter import scatter
-from pipelines.shard_parts import write_part
-from pipelines.slices import suitable_bytes
-from pipelines.tokenize_config import TokenizeConfig
 from pipelines.tokenizer import Tokenizer, read_bpe
+from pipelines.tokenizing.config import TokenizeConfig
+from pipelines.tokenizing.duplicates import drop_duplicates, find_duplicates
+from pipelines.tokenizing.part_files import PartFiles, PartJob
+from pipelines.tokenizing.readers import format_of
+from pipelines.tokenizing.rejected import REJECTED, write_rejected
+from pipelines.tokenizing.sample import learn, learned_types
+from pipelines.tokenizing.shard_parts import write_part
+from pipelines.tokenizing.slices import suitable_bytes
 
 __all__ = ["TokenizeConfig", "tokenize"]
 SUMS = ("documents", "tokens", "terms", "bytes", "truncated")

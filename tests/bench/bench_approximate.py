@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from pipelines.approximate import Approximate, ApproximateConfig, HnswConfig, IvfConfig
-from pipelines.scan import Queries, Scan
+from pipelines.searching.approximate import Approximate, ApproximateConfig, HnswConfig, IvfConfig
+from pipelines.searching.scan import Queries, Scan
 from tests.bench.index_codes import clustered_codes
 
 DOCUMENTS, QUERIES, BITS, HITS, ENOUGH, ROUNDS = 500_000, 1000, 128, 10, 0.95, 5

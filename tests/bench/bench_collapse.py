@@ -15,14 +15,20 @@ from typing import Any
 
 from pipelines.artifact import Artifact
 from pipelines.corpus import CorpusConfig, Document
-from pipelines.engine import PretrainConfig
-from pipelines.examination import DiagnoseConfig, examine, information_figures, likelihood_figures, plane_figures
+from pipelines.diagnosis.examination import (
+    DiagnoseConfig,
+    examine,
+    information_figures,
+    likelihood_figures,
+    plane_figures,
+)
 from pipelines.pretrain import pretrain
 from pipelines.scatter import cluster
 from pipelines.shards import batch_of
 from pipelines.tokenize import tokenize
-from pipelines.tokenize_config import TokenizeConfig
 from pipelines.tokenizer import Tokenizer
+from pipelines.tokenizing.config import TokenizeConfig
+from pipelines.training.engine import PretrainConfig
 from tests.bench.sentences import write_sentences
 from vae_core.model import VAE, Composition
 

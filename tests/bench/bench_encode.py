@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from pipelines import slices
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
 from pipelines.corpus import CorpusConfig
 from pipelines.encode import EncodeConfig, encode
+from pipelines.files.arrow import record_batches
 from pipelines.scatter import cluster, scatter
 from pipelines.shards import batch_of
 from pipelines.tokenize import TokenizeConfig, tokenize
+from pipelines.tokenizing import slices
 from tests.pipelines.model_files import write_model
 from vae_core.model import VAE, Composition
 

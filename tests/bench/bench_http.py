@@ -23,8 +23,8 @@ import numpy as np
 
 from pipelines.encoder import Encoder
 from pipelines.search import Index
-from pipelines.service_answers import Searcher
-from pipelines.service_requests import Query
+from pipelines.serving.answers import Searcher
+from pipelines.serving.requests import Query
 from tests.bench.index_files import write_random_index
 
 CLIENTS, ROUNDS, SECONDS, WARM_UP = 32, 3, 5.0, 1.5

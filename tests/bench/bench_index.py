@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipelines.artifact import Artifact, Draft, Plan, begin, record_part
 from pipelines.index import IndexConfig, index
 from pipelines.index_changes import add
-from pipelines.index_facts import facts
+from pipelines.indexing.facts import facts
 from pipelines.search import Index
 from tests.bench.index_codes import random_queries, write_codes
 

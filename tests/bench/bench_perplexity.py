@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from pipelines.artifact import Artifact
-from pipelines.batches import rows_of_step
 from pipelines.corpus import CorpusConfig
 from pipelines.scatter import cluster
 from pipelines.shards import Shards
 from pipelines.tokenize import tokenize
-from pipelines.tokenize_config import TokenizeConfig
+from pipelines.tokenizing.config import TokenizeConfig
+from pipelines.training.batches import rows_of_step
 from tests.bench.sentences import write_passages
 from vae_core.batch import Batch
 from vae_core.diagnostics.likelihood import importance_sample, log_mean_exp, perplexity, predicted

@@ -15,8 +15,8 @@ import faiss
 import numpy as np
 
 from pipelines.index import IndexConfig, index
-from pipelines.scan import Queries, Scan
 from pipelines.search import Index
+from pipelines.searching.scan import Queries, Scan
 from tests.bench.index_codes import random_queries, write_codes
 
 DOCUMENTS, BITS, QUERIES, HITS, ROUNDS = 10_000_000, 128, 64, 100, 5

@@ -8,7 +8,7 @@ import promql_parser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.service_metrics import Metrics
+from pipelines.serving.metrics import Metrics
 
 DASHBOARD = json.loads((Path(__file__).parent.parent.parent / "infra/grafana/latentbits.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]

@@ -14,7 +14,7 @@ from kuberay import problems
 
 from jobs.config import RunConfig
 from jobs.submit import STOP_S
-from pipelines.service_config import ServeConfig
+from pipelines.serving.config import ServeConfig
 
 FOLDER = Path(__file__).parent.parent.parent / "infra" / "kubernetes"
 KUBERNETES = "1.33"

@@ -15,8 +15,8 @@ from jobs.config import TrackingConfig
 from jobs.promote import promoted
 from pipelines.artifact import Artifact, write_text
 from pipelines.cards import write_cards
+from pipelines.evaluation.query_figures import PRECISION, QUERIES, QueryFigures
 from pipelines.model_registry import CANDIDATE, CHAMPION, Registry
-from pipelines.query_figures import PRECISION, QUERIES, QueryFigures
 from pipelines.tracking import sqlite_uri
 from vae_core.errors import LatentbitsError, Misuse
 

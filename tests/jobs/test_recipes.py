@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel
 from jobs.config import load_config, recipes
 from jobs.run import run
 from pipelines.artifact import Artifact
-from pipelines.training import METRICS
+from pipelines.training.worker import METRICS
 from vae_core.errors import Misuse
 from vae_core.model import VAE
 

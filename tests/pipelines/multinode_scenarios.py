@@ -11,10 +11,10 @@ from pathlib import Path
 
 from jobs.config import RunConfig
 from jobs.run import run
-from pipelines import slices
 from pipelines.artifact import Artifact
 from pipelines.progress import Silent
 from pipelines.storage import Store
+from pipelines.tokenizing import slices
 from tests.nodes import HEAD, Nodes, driver
 from tests.s3_server import S3Server, s3_server
 

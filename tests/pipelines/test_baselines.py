@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.preprocessing import normalize
 
-from pipelines.baselines import sign_random_projection, simhash
+from pipelines.evaluation.baselines import sign_random_projection, simhash
 from pipelines.tfidf import inverse_document_frequencies, tfidf, unit_tfidf
 from pipelines.vocabulary import Vocabulary
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipelines.batches import digest, rows_of_step, rows_of_worker, steps_per_epoch
+from pipelines.training.batches import digest, rows_of_step, rows_of_worker, steps_per_epoch
 
 SIZES = {"documents": st.integers(1, 3000), "batch_size": st.integers(1, 400), "seed": st.integers(0, 2**31)}
 

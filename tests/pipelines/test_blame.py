@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pipelines.artifact import UNFINISHED
 from pipelines.blame import blamed
 from pipelines.corpus import CorpusConfig, Document, plan_slices
-from pipelines.part_files import PartJob
-from pipelines.shard_parts import write_part
 from pipelines.tokenize import tokenize
-from pipelines.tokenize_config import TokenizeConfig
 from pipelines.tokenizer import Tokenizer
+from pipelines.tokenizing.config import TokenizeConfig
+from pipelines.tokenizing.part_files import PartJob
+from pipelines.tokenizing.shard_parts import write_part
 from vae_core.errors import Damaged, LatentbitsError
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.bootstrap import interval, resampled_means
+from pipelines.evaluation.bootstrap import interval, resampled_means
 
 
 def test_intervals_are_about_those_of_normal_theory() -> None:

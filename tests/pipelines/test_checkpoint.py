@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from pipelines import checkpoint
-from pipelines.checkpoint import Checkpoint, latest, restore, save
+from pipelines.training import checkpoint
+from pipelines.training.checkpoint import Checkpoint, latest, restore, save
 from vae_core.errors import Misuse
 
 

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import digests
 from pipelines.corpus import CorpusConfig, Document, Rejection, corpus_inputs, plan_slices, read_slice
+from pipelines.files import digests
 from vae_core.errors import Damaged, Misuse
 
 ROWS = [

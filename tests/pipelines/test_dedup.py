@@ -15,10 +15,10 @@ from test_dedup_pairs import codes_near_one_another, edited, jaccard
 import pipelines.dedup as stage
 from pipelines.artifact import MANIFEST, Artifact, Draft, Plan, begin, record_part
 from pipelines.dedup import DedupConfig, dedup
+from pipelines.deduplication.radius import interval
 from pipelines.index import IndexConfig, index
 from pipelines.index_changes import delete
 from pipelines.near_duplicates import Duplicate, NearDuplicates
-from pipelines.radius import interval
 from vae_core.errors import Damaged, Misuse, Stale
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-import pipelines.near_pairs as near_pairs
-from pipelines.links import Links, level_of, links_of
-from pipelines.near_pairs import PAIRS_AT_ONCE, HammingJoin, Pairs, TextJoin, pairs_in_runs
-from pipelines.shingles import Shingles, write_shingles
+import pipelines.deduplication.near_pairs as near_pairs
+from pipelines.deduplication.links import Links, level_of, links_of
+from pipelines.deduplication.near_pairs import PAIRS_AT_ONCE, HammingJoin, Pairs, TextJoin, pairs_in_runs
+from pipelines.deduplication.shingles import Shingles, write_shingles
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",

@@ -17,12 +17,12 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact, Draft, Plan, begin, record_part
 from pipelines.charts import ticks
 from pipelines.corpus import Document
 from pipelines.diagnose import diagnose
-from pipelines.examination import DiagnoseConfig
+from pipelines.diagnosis.examination import DiagnoseConfig
+from pipelines.files.arrow import record_batches
 from pipelines.shards import batch_of
 from pipelines.tokenizer import Tokenizer, learn_bpe
 from pipelines.vocabulary import Vocabulary, words

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from code_files import write_codes
 
-from pipelines.drift import drift
+from pipelines.evaluation.drift import drift
 from pipelines.index import IndexConfig, index
 from pipelines.search import Index
 from vae_core.errors import Misuse

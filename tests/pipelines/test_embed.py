@@ -13,16 +13,16 @@ import pytest
 import torch
 from text_encoder_files import write_text_encoder
 
-from pipelines import shard_parts, slices
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import Artifact
 from pipelines.corpus import CorpusConfig
 from pipelines.embed import EmbedConfig, embed
 from pipelines.embeddings import Embeddings
+from pipelines.files.arrow import record_batches
 from pipelines.scatter import scatter
 from pipelines.text_encoder import TextEncoder
 from pipelines.tokenize import tokenize
-from pipelines.tokenize_config import TokenizeConfig
+from pipelines.tokenizing import shard_parts, slices
+from pipelines.tokenizing.config import TokenizeConfig
 from vae_core.errors import Misuse, Stale
 
 DOCUMENTS = 200

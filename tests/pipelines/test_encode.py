@@ -15,12 +15,12 @@ import pytest
 import torch
 from model_files import write_model
 
-from pipelines import slices
 from pipelines.artifact import Artifact
 from pipelines.corpus import CorpusConfig
 from pipelines.encode import EncodeConfig, encode
 from pipelines.progress import Silent
 from pipelines.tokenize import TokenizeConfig, tokenize
+from pipelines.tokenizing import slices
 from vae_core.batch import Batch, Ragged
 from vae_core.errors import LatentbitsError, Misuse
 from vae_core.model import VAE

@@ -20,15 +20,15 @@ from text_encoder_files import write_text_encoder
 
 from jobs.tables import print_evaluation
 from pipelines.artifact import Artifact, Draft, Input, Plan, begin, flat, record_part
-from pipelines.code_sets import CodeSet
 from pipelines.corpus import CorpusConfig, Document
 from pipelines.embed import EmbedConfig, embed
 from pipelines.encode import codes_table
 from pipelines.encoder import EncodedDocuments, Encoder
 from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluation.code_sets import CodeSet
+from pipelines.evaluation.precision import RANKS, Labels, at_ranks, ranks
+from pipelines.evaluation.ranking import best, rank_keys, ranked
 from pipelines.index import IndexConfig, index
-from pipelines.precision import RANKS, Labels, at_ranks, ranks
-from pipelines.ranking import best, rank_keys, ranked
 from pipelines.search import Index
 from pipelines.text_encoder import TextEncoder
 from pipelines.tfidf import inverse_document_frequencies, unit_tfidf

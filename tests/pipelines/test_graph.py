@@ -9,13 +9,13 @@ from planted import Text, planted_shards, planted_texts
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import UNFINISHED, Artifact
-from pipelines.diffusion import CONTINUE, SHARPNESS, STEPS, neighbours, transitions
+from pipelines.files.arrow import record_batches
 from pipelines.graph import GraphConfig, graph
-from pipelines.neighbour_words import NeighbourWords, graph_table, require_shards
-from pipelines.similar import Similar, Similarity
-from pipelines.word_matrix import WordMatrix
+from pipelines.neighbours.diffusion import CONTINUE, SHARPNESS, STEPS, neighbours, transitions
+from pipelines.neighbours.similar import Similar, Similarity
+from pipelines.neighbours.word_matrix import WordMatrix
+from pipelines.neighbours.words import NeighbourWords, graph_table, require_shards
 from vae_core.errors import Misuse, Stale
 
 DOCUMENTS, TOPICS = 300, 3
@@ -140,7 +140,7 @@ def test_the_walk_is_personalised_pagerank_on_the_normalised_graph() -> None:
 def test_keeping_the_largest_entries_of_a_row_finds_nearly_the_same_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     walk = transitions(similar_at_random(600, 5))
     whole = neighbours(walk, np.arange(40), 10)
-    monkeypatch.setattr("pipelines.diffusion.KEPT", 300)
+    monkeypatch.setattr("pipelines.neighbours.diffusion.KEPT", 300)
     cut = neighbours(walk, np.arange(40), 10)
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(whole, cut, strict=True)]) > 0.9
 

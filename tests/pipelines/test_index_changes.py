@@ -23,8 +23,8 @@ from jobs.inspect import describe
 from pipelines.artifact import MANIFEST, Artifact
 from pipelines.index import IndexConfig, index
 from pipelines.index_changes import MERGED, add, compact, delete, segments_to_merge
-from pipelines.index_repair import repair
-from pipelines.index_versions import newest
+from pipelines.indexing.repair import repair
+from pipelines.indexing.versions import newest
 from pipelines.search import Index, hits
 from vae_core.errors import Damaged, LatentbitsError, Misuse, Stale
 

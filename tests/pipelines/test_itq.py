@@ -7,9 +7,9 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pipelines.corpus import CorpusConfig, Document, plan_slices, read_slice
-from pipelines.itq import fit_itq, quantise
+from pipelines.evaluation.itq import fit_itq, quantise
+from pipelines.evaluation.references import unit_rows
 from pipelines.lsi import fit_lsi
-from pipelines.references import unit_rows
 from tests.bench.corpora import corpus_file
 
 
@@ -54,7 +54,7 @@ def test_of_more_dimensions_than_bits_the_principal_ones_are_kept() -> None:
 def test_blocks_change_no_code(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points, _ = corners(8)
     points = points[:900]
-    monkeypatch.setattr("pipelines.itq.MOST_FITTED", 300)
+    monkeypatch.setattr("pipelines.evaluation.itq.MOST_FITTED", 300)
 
     def blocks() -> Iterator[np.ndarray]:
         yield from (points[start : start + size] for start in range(0, 900, size))

@@ -16,20 +16,21 @@ import torch
 from model_files import write_model
 from text_encoder_files import write_text_encoder
 
-from pipelines import slices, text_encoder
+from pipelines import text_encoder
 from pipelines.artifact import Artifact
 from pipelines.corpus import CorpusConfig, Document
 from pipelines.diagnose import diagnose
+from pipelines.diagnosis.examination import DiagnoseConfig
 from pipelines.embed import EmbedConfig, embed
 from pipelines.embeddings import Embeddings
 from pipelines.encode import encode
 from pipelines.encoder import Encoder
-from pipelines.examination import DiagnoseConfig
 from pipelines.generator import Generator
 from pipelines.shards import Shards, batch_of
 from pipelines.text_encoder import TextEncoder
 from pipelines.tokenize import tokenize
-from pipelines.tokenize_config import TokenizeConfig
+from pipelines.tokenizing import slices
+from pipelines.tokenizing.config import TokenizeConfig
 from vae_core.errors import Misuse, Stale
 from vae_core.generation import Sampling
 from vae_core.model import VAE, Composition

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.nearest import Nearest
+from pipelines.neighbours.nearest import Nearest
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.standard_normal((3000, 16)).astype(np.float32)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.npy_files import read_npy
+from pipelines.files.npy import read_npy
 
 
 class Garbage:

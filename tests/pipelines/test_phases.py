@@ -18,16 +18,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipelines import aggressive, checkpoint, training
-from pipelines.aggressive import Lag, aggressive_step, looked_at
 from pipelines.artifact import Artifact
-from pipelines.batches import among_the_rest, held_out_count, held_out_rows, rows_of_step
 from pipelines.corpus import CorpusConfig
-from pipelines.engine import PretrainConfig
-from pipelines.held_out import held_out_loss
-from pipelines.phases import Job, PhaseRun, Schedule
 from pipelines.tokenize import TokenizeConfig, tokenize
-from pipelines.training import EXPORT, train
+from pipelines.training import aggressive, checkpoint
+from pipelines.training import worker as training
+from pipelines.training.aggressive import Lag, aggressive_step, looked_at
+from pipelines.training.batches import among_the_rest, held_out_count, held_out_rows, rows_of_step
+from pipelines.training.engine import PretrainConfig
+from pipelines.training.held_out import held_out_loss
+from pipelines.training.phases import Job, PhaseRun, Schedule
+from pipelines.training.worker import EXPORT, train
 from vae_core.model import VAE, Composition, VAEConfig
 from vae_core.objectives import UNWEIGHTED, Loss, MinimumRate, Objective
 from vae_core.schedule import INFERENCE, Aggressive, Phase, part_of

@@ -21,16 +21,16 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import pretrain as module
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import UNFINISHED, Artifact, write_text
-from pipelines.batches import digest, rows_of_step
 from pipelines.corpus import CorpusConfig
 from pipelines.encoder import Encoder
+from pipelines.files.arrow import record_batches
 from pipelines.pretrain import components_for, pretrain
 from pipelines.progress import Silent
 from pipelines.tokenize import TokenizeConfig, tokenize
 from pipelines.tracking import NoTracking
-from pipelines.training import CHECKPOINTS, METRICS, PretrainConfig
+from pipelines.training.batches import digest, rows_of_step
+from pipelines.training.worker import CHECKPOINTS, METRICS, PretrainConfig
 from vae_core.errors import LatentbitsError, Misuse, Stale
 from vae_core.model import Composition, VAEConfig
 

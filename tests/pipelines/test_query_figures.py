@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.query_figures import PRECISION, RECALL, QueryFigures, compare
+from pipelines.evaluation.query_figures import PRECISION, RECALL, QueryFigures, compare
 from vae_core.errors import Damaged, Misuse
 
 QUERIES = 400

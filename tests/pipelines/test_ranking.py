@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipelines.ranking import Ties, best, rank_keys, ranked
+from pipelines.evaluation.ranking import Ties, best, rank_keys, ranked
 
 SCORES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, float("-inf")]), st.floats(width=32, allow_nan=False))
 

@@ -9,8 +9,8 @@ import torch
 from scipy.sparse import csr_matrix
 from sklearn.metrics.pairwise import cosine_similarity
 
-from pipelines.code_sets import CodeSet, signs
-from pipelines.references import K1, B, Reference, bm25_rows, nearest, tfidf_rows, unit_rows
+from pipelines.evaluation.code_sets import CodeSet, signs
+from pipelines.evaluation.references import K1, B, Reference, bm25_rows, nearest, tfidf_rows, unit_rows
 from pipelines.tfidf import inverse_document_frequencies
 from tests.pipelines.test_baselines import TERMS, dense_tfidf, documents, table_of, vocabulary_of
 from vae_core.codes import PackedCodes, hamming, log_odds_scores
@@ -30,7 +30,7 @@ def ordered(scores: np.ndarray, own: np.ndarray, places: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [7, 60])
 def test_tfidf_neighbours_are_those_of_scikit_learns_cosine(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.references.DOCUMENTS_AT_ONCE", 20)
+    monkeypatch.setattr("pipelines.evaluation.references.DOCUMENTS_AT_ONCE", 20)
     counts, own = counted(), np.array([3, -1, 5, -1])
     asked = counts[[3, 4, 5, 6]]
     vocabulary = vocabulary_of(counts)
@@ -62,7 +62,7 @@ def test_bm25_is_the_written_out_formula() -> None:
 
 
 def test_dense_neighbours_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.references.DOCUMENTS_AT_ONCE", 20)
+    monkeypatch.setattr("pipelines.evaluation.references.DOCUMENTS_AT_ONCE", 20)
     chance = np.random.default_rng(0)
     vectors = unit_rows(chance.standard_normal((90, 6)).astype(np.float32))
     own = np.array([0, 50])
@@ -78,8 +78,8 @@ def test_dense_neighbours_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("held", [0, 1 << 20])
 def test_code_sets_score_as_the_definitions_do(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.code_sets.HELD_NUMBERS", held)
-    monkeypatch.setattr("pipelines.code_sets.CODES_AT_ONCE", 5)
+    monkeypatch.setattr("pipelines.evaluation.code_sets.HELD_NUMBERS", held)
+    monkeypatch.setattr("pipelines.evaluation.code_sets.CODES_AT_ONCE", 5)
     chance = np.random.default_rng(0)
     codes = chance.integers(0, 256, (40, 2), dtype=np.uint8)
     codes[20:] = codes[:20]

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from code_files import write_codes
 
-from pipelines import scan as scanning
-from pipelines.approximate import HnswConfig, IvfConfig, MultiHashConfig
 from pipelines.index import IndexConfig, index
 from pipelines.index_changes import add, compact, delete
-from pipelines.scan import Queries, Scan
 from pipelines.search import Index
-from pipelines.tuning import tune
+from pipelines.searching import scan as scanning
+from pipelines.searching.approximate import HnswConfig, IvfConfig, MultiHashConfig
+from pipelines.searching.scan import Queries, Scan
+from pipelines.searching.tuning import tune
 from vae_core.errors import Misuse
 
 BITS = 64

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.index import IndexConfig, index
-from pipelines.scan import Scan
 from pipelines.search import Index, Rank, hits, nearest_codes, require_model
+from pipelines.searching.scan import Scan
 from vae_core.codes import PackedCodes, log_odds_scores
 from vae_core.errors import Damaged, Misuse, Stale
 

@@ -15,12 +15,12 @@ from starlette.testclient import TestClient
 
 from pipelines.corpus import Document
 from pipelines.encoder import Encoder
-from pipelines.hits import hits
 from pipelines.index_changes import delete
 from pipelines.search import Index
+from pipelines.searching.hits import hits
 from pipelines.service import make_app
-from pipelines.service_answers import NO_WORD, Searcher
-from pipelines.service_config import ServeConfig
+from pipelines.serving.answers import NO_WORD, Searcher
+from pipelines.serving.config import ServeConfig
 from vae_core.errors import Stale
 
 TOKEN = "secret-of-the-test"
@@ -429,7 +429,7 @@ def test_every_request_of_the_schema_has_an_example_that_its_own_schema_accepts(
 
 
 def test_answers_have_the_fields_that_the_schema_says(client: TestClient) -> None:
-    from pipelines.service_requests import Answer, Codes
+    from pipelines.serving.requests import Answer, Codes
 
     Answer.model_validate(search(client, text="ship", explain=True))
     Answer.model_validate(search(client, text="qqqq"))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.service_batches import Batches, Busy
+from pipelines.serving.batches import Batches, Busy
 
 
 class Work:

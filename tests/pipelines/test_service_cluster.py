@@ -15,13 +15,13 @@ from service_files import write_index
 from pipelines.artifact import Artifact
 from pipelines.encoder import Encoder
 from pipelines.index_changes import compact, delete
-from pipelines.opened import Opened
-from pipelines.scan import Queries
 from pipelines.search import Index
-from pipelines.service_answers import Searcher
-from pipelines.service_cluster import Serving, Share, SpreadIndex, serving, started
-from pipelines.service_config import ServeConfig
-from pipelines.service_requests import Query
+from pipelines.searching.opened import Opened
+from pipelines.searching.scan import Queries
+from pipelines.serving.answers import Searcher
+from pipelines.serving.cluster import Serving, Share, SpreadIndex, serving, started
+from pipelines.serving.config import ServeConfig
+from pipelines.serving.requests import Query
 from vae_core.errors import Misuse, Stale
 
 QUERIES: list[dict[str, Any]] = [

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.arrow_files import record_batches
 from pipelines.artifact import Draft, Plan, begin, record_part
+from pipelines.files.arrow import record_batches
 from pipelines.shards import Shards, batch_of
 from vae_core.batch import Ragged
 from vae_core.errors import Damaged

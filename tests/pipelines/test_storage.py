@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pipelines.artifact import Artifact, Draft, begin, find_part
+from pipelines.files.working_folder import root, working_folder_of
 from pipelines.storage import Store, uri_of
-from pipelines.working_folder import root, working_folder_of
 from tests.pipelines.test_artifact import letters_of, make, make_part, plan, tree
 from tests.s3_server import S3Server, bucket, s3, s3_server
 from vae_core.errors import Damaged, LatentbitsError, Misuse, Stale, Unfinished
@@ -275,7 +275,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from tests.pipelines.test_artifact import make_part, plan
-from pipelines import writer_lock
+from pipelines.files import writer_lock
 from pipelines.artifact import begin
 writer_lock.RENEWED_S = 0.5
 draft = begin(Path(sys.argv[1]), plan("abc"))
@@ -324,9 +324,9 @@ def test_a_writer_on_another_machine_is_seen_by_its_lease(
     if uri_of(place) is None:
         pytest.skip("a folder has a lock")
     monkeypatch.setenv("LATENTBITS_CACHE", str(tmp_path / "another"))
-    monkeypatch.setattr("pipelines.writer_lock.socket.gethostname", lambda: "another")
+    monkeypatch.setattr("pipelines.files.writer_lock.socket.gethostname", lambda: "another")
     with pytest.raises(Misuse, match=rf"is being written by process {holder.pid} on "):
         make(place, "abc")
     holder.kill()
-    monkeypatch.setattr("pipelines.writer_lock.FREE_AFTER_S", 3.0)
+    monkeypatch.setattr("pipelines.files.writer_lock.FREE_AFTER_S", 3.0)
     assert letters_of(make(place, "abc")) == "abc"

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from pipelines import carrier, checkpoint
 from pipelines.artifact import Draft, begin
-from pipelines.checkpoint import Checkpoint, latest, restore, save
+from pipelines.files.working_folder import root
 from pipelines.storage import Store
-from pipelines.working_folder import root
+from pipelines.training import carrier, checkpoint
+from pipelines.training.checkpoint import Checkpoint, latest, restore, save
 from tests.pipelines.test_artifact import plan
 from tests.pipelines.test_checkpoint import Engine
 from tests.s3_server import bucket, s3

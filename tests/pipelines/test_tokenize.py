@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 
-from pipelines import duplicates, slices
 from pipelines.artifact import UNFINISHED, Artifact
 from pipelines.corpus import CorpusConfig, Document
 from pipelines.tokenize import TokenizeConfig, tokenize
 from pipelines.tokenizer import Tokenizer, learn_bpe
+from pipelines.tokenizing import duplicates, slices
 from vae_core.errors import LatentbitsError, Stale
 
 CONFIG = TokenizeConfig(subwords=400, max_tokens=12)

@@ -20,11 +20,11 @@ from pipelines.encoder import Encoder
 from pipelines.pretrain import pretrain
 from pipelines.shards import Shards
 from pipelines.tokenize import tokenize
-from pipelines.tokenize_config import TokenizeConfig
 from pipelines.tokenizer import Tokenizer
-from pipelines.training import PretrainConfig
+from pipelines.tokenizing.config import TokenizeConfig
+from pipelines.training.warm_start import require_alike, start_from, term_places
+from pipelines.training.worker import PretrainConfig
 from pipelines.vocabulary import Vocabulary
-from pipelines.warm_start import require_alike, start_from, term_places
 from vae_core.errors import Misuse, Stale
 from vae_core.model import VAE, Composition, VAEConfig
 

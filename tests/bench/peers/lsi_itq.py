@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from pipelines.itq import fit_itq
+from pipelines.evaluation.itq import fit_itq
+from pipelines.evaluation.references import unit_rows
 from pipelines.lsi import fit_lsi
-from pipelines.references import unit_rows
 from tests.bench.peers.network import Encoder
 
 

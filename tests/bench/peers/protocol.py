@@ -16,8 +16,8 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pipelines.corpus import BLANK_LINE
-from pipelines.precision import Labels
-from pipelines.ranking import Ties, best, rank_keys, ranked
+from pipelines.evaluation.precision import Labels
+from pipelines.evaluation.ranking import Ties, best, rank_keys, ranked
 from tests.bench.corpora import corpus_file
 from tests.bench.peers.network import Encoder
 

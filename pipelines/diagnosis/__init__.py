@@ -1,0 +1,1 @@
+"""What `diagnose` is made of: figures of a latent, its plots and their page."""

@@ -1,0 +1,1 @@
+"""What `search` is made of: opened segments, exact ranking, filters, and structures that propose candidates."""

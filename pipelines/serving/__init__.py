@@ -1,0 +1,1 @@
+"""What `service` is made of: answers, many clients at once, limits, metrics, and where it runs."""

@@ -92,7 +92,7 @@ def pretrain(
     if isinstance(draft, Artifact):
         return draft
     sized = _sized(model, source, beside)
-    schedule = Schedule.of(config, source.manifest.statistics["documents"])
+    schedule = Schedule.of(config, source.manifest.statistics["documents"], model.latent)
     if not (fetch_left(draft.scratch) or (draft.scratch / EXPORT).exists()):
         require_disk(out, needed=500_000_000)
         tracking.params("pretrain", artifact.flat(settings))

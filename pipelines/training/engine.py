@@ -24,7 +24,8 @@ class PretrainConfig(Config):
     epochs: float | None = Field(
         default=None,
         gt=0,
-        description="times training goes through all documents; null: 1500 by the root of their number, 15 at 10,000",
+        description="times training goes through all documents; null: 1500 by the root of their number, 15 at 10,000, "
+        "and more for a bernoulli_mixture of under 64 bits, 24 at 16 bits",
     )
     batch_size: int = Field(default=256, ge=1, description="documents of one step, over all workers")
     learning_rate: float = Field(default=3e-3, gt=0, description="at its height, after warm-up; then a cosine to 0")

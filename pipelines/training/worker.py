@@ -79,7 +79,7 @@ def _begin(job: Job, resumed: checkpoint.Checkpoint | None) -> tuple[PhaseRun, L
     if resumed is None:
         return PhaseRun(job, 0), Lag(), Watch()
     documents = Artifact.open(job.shards, "shards").manifest.statistics["documents"]
-    number = Schedule.of(job.config, documents).phase_of(resumed.step - 1)
+    number = Schedule.of(job.config, documents, job.model.latent).phase_of(resumed.step - 1)
     run = PhaseRun(job, number, VAE(job.model))
     state = checkpoint.restore(run.engine, job.scratch / CHECKPOINTS, resumed)
     run.multiplier = Multiplier(*state["multiplier"])

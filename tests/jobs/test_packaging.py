@@ -21,7 +21,9 @@ def test_every_recipe_is_package_data():
 def test_the_page_of_the_service_is_package_data():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert data["pipelines.serving"] == ["page/*"]
-    assert {"index.html", "page.css", "page.js"} <= {path.name for path in (ROOT / "pipelines" / "serving" / "page").iterdir()}
+    assert {"index.html", "page.css", "page.js"} <= {
+        path.name for path in (ROOT / "pipelines" / "serving" / "page").iterdir()
+    }
 
 
 def _inits(room: str) -> list[Path]:

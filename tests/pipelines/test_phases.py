@@ -29,6 +29,7 @@ from pipelines.training.engine import PretrainConfig
 from pipelines.training.held_out import held_out_loss
 from pipelines.training.phases import Job, PhaseRun, Schedule
 from pipelines.training.worker import EXPORT, train
+from vae_core.latents import BernoulliMixtureConfig, GaussianConfig, LatentConfig
 from vae_core.model import VAE, Composition, VAEConfig
 from vae_core.objectives import UNWEIGHTED, Loss, MinimumRate, Objective
 from vae_core.schedule import INFERENCE, Aggressive, Phase, part_of
@@ -175,9 +176,19 @@ def test_places_among_the_rest_are_all_rows_but_the_held_out(documents: int, sha
     assert sorted([*rest, *held_out]) == list(range(documents))
 
 
-@pytest.mark.parametrize(("documents", "epochs"), [(10_000, 15), (1_000_000, 1.5)])
-def test_fewer_epochs_for_larger_corpora(documents: int, epochs: float) -> None:
-    schedule = Schedule.of(PretrainConfig(batch_size=100, held_out=0), documents)
+@pytest.mark.parametrize(
+    ("documents", "latent", "epochs"),
+    [
+        (10_000, BernoulliMixtureConfig(bits=64), 15),
+        (1_000_000, BernoulliMixtureConfig(bits=128), 1.5),
+        (10_000, BernoulliMixtureConfig(bits=8), 30),
+        (10_000, GaussianConfig(dimensions=8), 15),
+    ],
+)
+def test_fewer_epochs_for_larger_corpora_and_more_for_few_bits(
+    documents: int, latent: LatentConfig, epochs: float
+) -> None:
+    schedule = Schedule.of(PretrainConfig(batch_size=100, held_out=0), documents, latent)
     assert schedule.steps == epochs * documents / 100
 
 
@@ -196,7 +207,7 @@ def rows_at(step: int) -> np.ndarray:
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=6), st.integers(1, 400))
 def test_phases_cut_the_steps_into_stretches_in_proportion(shares: list[float], epochs: int) -> None:
     config = PretrainConfig(epochs=epochs, batch_size=10, phases=tuple(Phase(share=share) for share in shares))
-    schedule = Schedule.of(config, documents=10)
+    schedule = Schedule.of(config, documents=10, latent=MODEL.latent)
     lengths = [schedule.length(number) for number in range(len(shares))]
     assert sum(lengths) == schedule.steps
     assert min(lengths) >= 1
@@ -210,7 +221,7 @@ def test_phases_cut_the_steps_into_stretches_in_proportion(shares: list[float], 
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing_in_each_phase() -> None:
     config = PretrainConfig(epochs=200, batch_size=10, phases=(Phase(share=1), Phase(share=3)))
-    schedule = Schedule.of(config, documents=10)
+    schedule = Schedule.of(config, documents=10, latent=MODEL.latent)
     factors = [schedule.factor(step) for step in range(200)]
     assert factors[0] == pytest.approx(0.2)
     assert factors[25] == pytest.approx(0.5)
@@ -350,7 +361,7 @@ def test_the_lag_is_over_for_good_once_the_information_falls(monkeypatch: pytest
 def test_no_information_is_measured_at_the_first_step_of_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is learned the estimate is noise about 0, and a negative one would end it all."""
     phases = (Phase(share=1), Phase(share=1))
-    schedule = Schedule.of(PretrainConfig(epochs=200, batch_size=10, phases=phases), documents=10)
+    schedule = Schedule.of(PretrainConfig(epochs=200, batch_size=10, phases=phases), documents=10, latent=MODEL.latent)
     looks: list[int] = []
     monkeypatch.setattr(aggressive, "_information", lambda *_: looks.append(step) or -1e-3)
     for step in range(200):

@@ -49,7 +49,7 @@ def test_log_odds_begin_at_a_rotation_of_the_centred_lsi_coordinates(latent: Lat
     log_odds = own_log_odds(started(latent), batch_of(DOCUMENTS))
     lies = coordinates_by_sklearn()
     lies -= lies.mean(axis=0)
-    assert log_odds.std() == pytest.approx(LOG_ODDS, rel=1e-2)
+    assert log_odds.std() == pytest.approx(LOG_ODDS * LSI / 64, rel=1e-2), "few bits begin less settled"
     size = np.linalg.norm(log_odds) / np.linalg.norm(lies)
     np.testing.assert_allclose(log_odds @ log_odds.T / size**2, lies @ lies.T, atol=5e-3)
 

@@ -30,8 +30,9 @@ def test_all_codes_once_are_balanced_and_independent() -> None:
 @pytest.mark.parametrize(
     ("latent", "given", "expected"),
     [
-        (BernoulliMixtureConfig(bits=16), None, 5.0),
-        (BernoulliMixtureConfig(bits=56), None, 5.0),
+        (BernoulliMixtureConfig(bits=8), None, 20.0),
+        (BernoulliMixtureConfig(bits=16), None, 10.0),
+        (BernoulliMixtureConfig(bits=40), None, 4.0),
         (BernoulliMixtureConfig(bits=64), None, 0.0),
         (BernoulliMixtureConfig(bits=16), 0.0, 0.0),
         (BernoulliMixtureConfig(bits=512), 2.0, 2.0),

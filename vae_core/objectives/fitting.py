@@ -10,24 +10,26 @@ from vae_core.latents import (
     LatentConfig,
     NonparametricConfig,
 )
+from vae_core.latents.bernoulli_mixture import share_of_enough
 from vae_core.model import Composition
 from vae_core.objectives import ImportanceWeighted, Objective
 
 BITS = BernoulliConfig | BernoulliMixtureConfig
 MIXTURES = BernoulliMixtureConfig | GaussianMixtureConfig
 REAL = GaussianConfig | GaussianMixtureConfig
+DECORRELATION = 2.5
+"""For a mixture of just too few bits; by their share of enough for fewer: 5 at 32 bits, 10 at 16.
 
-
-FEW_BITS, DECORRELATION = 64, 5.0
-"""Of fewer bits each counts: that they differ is worth four points of P@100 at 16 bits and nothing at 64."""
+That bits differ is worth four points of P@100 at 16 of them and nothing at 64.
+"""
 
 
 def settled(objective: Objective, latent: LatentConfig) -> Objective:
     """The objective with what it leaves open decided for this latent."""
     if objective.decorrelation is not None:
         return objective
-    few = isinstance(latent, BernoulliMixtureConfig) and latent.bits < FEW_BITS
-    return objective.model_copy(update={"decorrelation": DECORRELATION if few else 0.0})
+    share = share_of_enough(latent.bits) if isinstance(latent, BernoulliMixtureConfig) else 1.0
+    return objective.model_copy(update={"decorrelation": DECORRELATION / share if share < 1 else 0.0})
 
 
 def require_fitting(model: Composition, objective: Objective, samples: int) -> None:

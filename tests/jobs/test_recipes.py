@@ -53,15 +53,9 @@ def test_every_recipe_of_a_model_is_trained_here() -> None:
     assert set(recipes()) == set(SMALL) | OF_DATA
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        "hash-mixture",
-        pytest.param("nvib", marks=pytest.mark.slow),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("categorical", "dgm", SENTENCES)),
-    ],
-)
+@pytest.mark.parametrize("recipe", ["hash-mixture", "nvib", "categorical", "dgm", SENTENCES])
 def test_a_recipe_trains_and_its_distortion_falls(recipe: str, tmp_path: Path) -> None:
     assert_learned(trained(recipe, tmp_path, corpus(tmp_path), []))
 

@@ -142,15 +142,10 @@ def test_each_step_trains_on_the_documents_that_the_plan_names(undisturbed: Arti
         assert written == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "workers", "precision"),
-    [
-        (1, 2, "fp32"),
-        pytest.param(2, 2, "fp32", marks=pytest.mark.slow),
-        pytest.param(3, 2, "fp32", marks=pytest.mark.slow),
-        pytest.param(3, 1, "fp32", marks=pytest.mark.slow),
-        pytest.param(1, 2, "bf16", marks=pytest.mark.slow),
-    ],
+    [(1, 2, "fp32"), (2, 2, "fp32"), (3, 2, "fp32"), (3, 1, "fp32"), (1, 2, "bf16")],
 )
 def test_every_zero_stage_trains_alike(
     shards: Path, two_workers: Artifact, stage: int, workers: int, precision: str

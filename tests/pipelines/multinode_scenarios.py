@@ -140,7 +140,7 @@ def node_killed_in_encode(place: Place) -> None:
 
 def node_killed_in_pretrain(place: Place) -> None:
     """Two workers on two nodes; a third node takes the place of the one that is lost with its disk."""
-    training = {"workers": 2, "checkpoint_every": 20, "log_every": 1, "epochs": 3.0}
+    training = {"workers": 2, "checkpoint_every": 20, "log_every": 1, "epochs": 6.0}
     place.run("undisturbed", "pretrain", **training)
     place.nodes.add("spare")
     lost: list[str] = []
@@ -149,7 +149,9 @@ def node_killed_in_pretrain(place: Place) -> None:
         checkpoints = Store.at(f"{place.bucket}/disturbed/model/.unfinished/checkpoints")
         while not any(name.endswith("complete.json") for name in checkpoints.sizes()):
             time.sleep(0.2)
-        first = next(name for name in ("a", "b", "spare") if list(place.nodes.cache(name).rglob("metrics.jsonl")))
+        first = next(
+            name for name in ("a", "b", "spare") if list(place.nodes.cache(name).rglob("disturbed/**/metrics.jsonl"))
+        )
         lost.append(first)
         place.nodes.kill(first)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.artifact import MANIFEST, Artifact, Input, Part, replacing
+from pipelines.files.durable import flush
 from pipelines.files.working_folder import working_folder_of
 from pipelines.searching.approximate import CandidatesConfig
 from pipelines.storage import uri_of
@@ -121,7 +122,7 @@ def publish(path: Path, version: Version) -> None:
         raise LatentbitsError(f"{path} was changed by another command meanwhile; run this one again") from None
     finally:
         draft.unlink()
-    _flush(folder)
+    flush(folder)
 
 
 @contextmanager
@@ -174,11 +175,3 @@ def _read(path: Path) -> Version:
 def _sweep(path: Path) -> None:
     for left in [*path.rglob(LEFT_BY_A_KILL), *(path / VERSIONS).glob(".*.draft")]:
         left.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

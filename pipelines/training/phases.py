@@ -18,8 +18,8 @@ from pipelines.training.batches import among_the_rest, held_out_count, held_out_
 from pipelines.training.engine import PretrainConfig, build_engine, whole_parameters
 from pipelines.training.warm_start import start_from
 from vae_core.batch import Batch
-from vae_core.latents import BernoulliMixtureConfig, LatentConfig
-from vae_core.latents.bernoulli_mixture import share_of_enough
+from vae_core.few_bits import share_of_enough
+from vae_core.latents import LatentConfig
 from vae_core.model import VAE, Terms, VAEConfig
 from vae_core.objectives import UNWEIGHTED, Loss, MinimumRate, Multiplier, ascended, loss
 from vae_core.objectives.fitting import settled
@@ -62,8 +62,7 @@ class Schedule:
         """Of training such a latent on so many `documents`, a few of which are held out."""
         phases = config.all_phases
         documents -= held_out_count(documents, config.held_out)
-        share = share_of_enough(latent.bits) if isinstance(latent, BernoulliMixtureConfig) else 1.0
-        epochs = config.epochs or EPOCHS_OF_A_DOCUMENT / documents**0.5 / share ** (1 / 3)
+        epochs = config.epochs or EPOCHS_OF_A_DOCUMENT / documents**0.5 / share_of_enough(latent) ** (1 / 3)
         steps = max(len(phases), round(epochs * steps_per_epoch(documents, config.batch_size)))
         every = config.checkpoint_every or max(50, steps // 20)
         shares = [phase.share for phase in phases]

@@ -7,7 +7,6 @@ MultiHash is left out: it finds what differs in a few bits, and the nearest of s
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -15,8 +14,9 @@ import numpy as np
 from pipelines.searching.approximate import Approximate, ApproximateConfig, HnswConfig, IvfConfig
 from pipelines.searching.scan import Queries, Scan
 from tests.bench.index_codes import clustered_codes
+from tests.bench.turns import by_turns
 
-DOCUMENTS, QUERIES, BITS, HITS, ENOUGH, ROUNDS = 500_000, 1000, 128, 10, 0.95, 5
+DOCUMENTS, QUERIES, BITS, HITS, ENOUGH = 500_000, 1000, 128, 10, 0.95
 LINKS, BUILD = 32, 80
 LOOKS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 OURS: dict[str, Sequence[ApproximateConfig]] = {
@@ -46,14 +46,7 @@ def main() -> Iterator[dict[str, object]]:
 
 
 def _figure(kind: str, ours: Search, theirs: Search, recall: Callable[[np.ndarray], float]) -> dict[str, object]:
-    """Both by turns, each at its best of a few rounds."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for search, times in zip((ours, theirs), seconds, strict=True):
-            started = time.perf_counter()
-            search()
-            times.append(time.perf_counter() - started)
-    rates = [QUERIES / min(times) for times in seconds]
+    rates = [QUERIES / seconds for seconds in by_turns(ours, theirs)]
     return {
         "bench": f"search, {kind} against hnswlib",
         "ours": round(rates[0]),

@@ -47,11 +47,7 @@ def _added(corpus: str, where: str, found: list[Measured], without: list[Measure
 
 def _alone(corpus: str, without: list[Measured], compared: list[Measured]) -> Iterator[dict[str, object]]:
     """Codes of the words alone, 8 bytes, against what the encoder has without them: 1,536, 48 and 8 bytes."""
-    for ranking, alone in (
-        ("log_odds", "encoder"),
-        ("hamming", "encoder_signs"),
-        ("log_odds", "encoder_itq_asymmetric"),
-    ):
+    for ranking, alone in ALONE:
         ours, theirs = mean_of(without, ranking), mean_of(compared, alone)
         figure = {"bench": f"pretrained, {corpus}, 64 bits by {ranking} against {alone}", "ours": round(ours, 4)}
         bound = {"at_least": 1.0} if corpus in BETTER_THAN_ALONE else {}

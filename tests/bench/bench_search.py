@@ -18,8 +18,9 @@ from pipelines.index import IndexConfig, index
 from pipelines.search import Index
 from pipelines.searching.scan import Queries, Scan
 from tests.bench.index_codes import random_queries, write_codes
+from tests.bench.turns import by_turns
 
-DOCUMENTS, BITS, QUERIES, HITS, ROUNDS = 10_000_000, 128, 64, 100, 5
+DOCUMENTS, BITS, QUERIES, HITS = 10_000_000, 128, 64, 100
 OTHERS = 1_000_000
 TRUTH_QUERIES, TRUTH_ROWS = 16, 250_000
 Figure = dict[str, object]
@@ -49,7 +50,7 @@ def _against_faiss(opened: Index, queries: np.ndarray) -> Iterator[Figure]:
         raw.add(np.ascontiguousarray(codes))
     packed = np.packbits(queries > 0, axis=1, bitorder="little")
     for rank, bound in (("log-odds", 1.5), ("hamming", 0.95)):
-        ours, theirs = _turns(lambda rank=rank: _whole(opened, queries, rank), lambda: raw.search(packed, HITS))  # type: ignore[misc]
+        ours, theirs = by_turns(lambda rank=rank: _whole(opened, queries, rank), lambda: raw.search(packed, HITS))  # type: ignore[misc]
         name = f"search {rank} against IndexBinaryFlat"
         yield _figure(name, QUERIES / ours, QUERIES / theirs, "queries/s", at_least=bound)
 
@@ -61,7 +62,7 @@ def _filtered(opened: Index, queries: np.ndarray) -> Iterator[Figure]:
             started = time.perf_counter()
             _whole(opened, queries, rank, where)
             first = time.perf_counter() - started
-            ours, theirs = _turns(
+            ours, theirs = by_turns(
                 lambda rank=rank, where=where: _whole(opened, queries, rank, where),
                 lambda rank=rank: _whole(opened, queries, rank),
             )  # type: ignore[misc]
@@ -103,20 +104,8 @@ def _against_others(opened: Index, queries: np.ndarray) -> Iterator[Figure]:
         "usearch": lambda: search(codes, asked.packed, HITS, MetricKind.Hamming, exact=True),
     }
     for name, theirs in others.items():
-        seconds, other = _turns(lambda: scan.by_hamming(asked, HITS), theirs)
+        seconds, other = by_turns(lambda: scan.by_hamming(asked, HITS), theirs)
         yield _figure(f"search hamming against {name}", QUERIES / seconds, QUERIES / other, "queries/s", at_least=1.0)
-
-
-def _turns(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of each at its best, after one call of each to warm up."""
-    ours(), theirs()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for call, times in zip((ours, theirs), seconds, strict=True):
-            started = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - started)
-    return min(seconds[0]), min(seconds[1])
 
 
 def _figure(name: str, ours: float, theirs: float, unit: str, **bound: float) -> Figure:

@@ -20,8 +20,6 @@ from vae_core.latents.latent import Latent, LatentDraw
 
 COMPONENTS = 20
 """Of a prior of which nobody says how many it has."""
-ENOUGH_BITS = 64
-"""Of fewer, each counts: they are decorrelated, learn longer, and begin less settled."""
 
 
 class BernoulliMixtureConfig(Config):
@@ -37,11 +35,6 @@ class BernoulliMixtureConfig(Config):
     )
     estimator: EstimatorConfig = StraightThrough()
     noise: bool = Field(default=True, description="add Gaussian noise of a learned, data-dependent scale in training")
-
-
-def share_of_enough(bits: int) -> float:
-    """How many bits there are, as a share of what is enough: at most 1."""
-    return min(1.0, bits / ENOUGH_BITS)
 
 
 class BernoulliMixturePosterior(NamedTuple):

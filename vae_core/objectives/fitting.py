@@ -2,6 +2,7 @@
 
 from vae_core.errors import Misuse
 from vae_core.estimators import ScoreFunction
+from vae_core.few_bits import share_of_enough
 from vae_core.latents import (
     BernoulliConfig,
     BernoulliMixtureConfig,
@@ -10,7 +11,6 @@ from vae_core.latents import (
     LatentConfig,
     NonparametricConfig,
 )
-from vae_core.latents.bernoulli_mixture import share_of_enough
 from vae_core.model import Composition
 from vae_core.objectives import ImportanceWeighted, Objective
 
@@ -28,7 +28,7 @@ def settled(objective: Objective, latent: LatentConfig) -> Objective:
     """The objective with what it leaves open decided for this latent."""
     if objective.decorrelation is not None:
         return objective
-    share = share_of_enough(latent.bits) if isinstance(latent, BernoulliMixtureConfig) else 1.0
+    share = share_of_enough(latent)
     return objective.model_copy(update={"decorrelation": DECORRELATION / share if share < 1 else 0.0})
 
 

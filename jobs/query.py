@@ -17,7 +17,7 @@ from pipelines.encoder import Encoder
 from pipelines.search import Index, Rank, require_model
 from pipelines.searching.explain import Explainer
 from pipelines.searching.hits import Hits, hits
-from pipelines.searching.rerank import CANDIDATES, reranked
+from pipelines.searching.rerank import BM25, CANDIDATES, likeness, reranked
 from vae_core.errors import LatentbitsError, Misuse
 
 AT_ONCE = 256
@@ -117,6 +117,8 @@ def answer_file(asked: Asked, source: Path, target: Path | None, wanted: Wanted 
 
 def _answers(asked: Asked, texts: Iterable[str], wanted: Wanted) -> Iterator[dict[str, Any]]:
     waiting, encoder = iter(texts), asked.encoder
+    like = likeness(wanted.rerank, encoder) if wanted.rerank else None
+    named = BM25 if wanted.rerank == BM25 else "cosine"
     while some := list(islice(waiting, AT_ONCE)):
         table = encoder.table([Document(str(n), text, [], {}, "query", n) for n, text in enumerate(some)])
         log_odds = encoder.encode(table).log_odds
@@ -125,8 +127,8 @@ def _answers(asked: Asked, texts: Iterable[str], wanted: Wanted) -> Iterator[dic
         listed = hits(asked.index, result)
         for number, (text, words) in enumerate(zip(some, known, strict=True)):
             found = _explained(asked, log_odds[number], result.rows[number], listed[number], wanted)
-            if wanted.rerank:
-                found = reranked(encoder, text, found, wanted.k)
+            if like:
+                found = reranked(like, named, text, found, wanted.k)
             yield {"query": text, "rank": wanted.rank, "known_words": words, "hits": found}
 
 
@@ -156,10 +158,8 @@ def _explained(
 def _require(wanted: Wanted, *, text: bool = True) -> None:
     if wanted.rank not in get_args(Rank):
         raise Misuse(f"--rank {wanted.rank}: choose {' or '.join(get_args(Rank))}")
-    if wanted.rerank not in (None, "bm25"):
-        raise Misuse(f"--rerank {wanted.rerank}: choose bm25")
     if wanted.rerank and not text:
-        raise Misuse("--rerank bm25 ranks by the words of a query text; leave it out, or ask with a text")
+        raise Misuse("--rerank ranks by how like a query's text is; leave it out, or ask with a text")
 
 
 def _queries(source: Path, lines: TextIO) -> Iterator[str]:

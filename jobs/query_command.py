@@ -22,7 +22,13 @@ def query(
         str | None, typer.Option("--filter", metavar="EXPR", help="Such as \"lang = 'en' and year >= 2020\".")
     ] = None,
     radius: Annotated[int | None, typer.Option(min=0, help="Only documents at most so many bits away.")] = None,
-    rerank: Annotated[str | None, typer.Option(help="bm25: order the best 100 by the query's words in them.")] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bm25|FOLDER",
+            help="Order the best 100 by the query's words in them, or by the cosine of a sentence encoder's vectors.",
+        ),
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say which bits and component a hit shares.")] = False,
     model: Annotated[
         Path | None, typer.Option(help="Model folder, if it is no longer where the index knows it.")

@@ -18,6 +18,8 @@ from pipelines.storage import exists, shown
 if TYPE_CHECKING:
     from pipelines.searching.tuning import Tuning
 
+RERANKED = ("bm25", "cosine")
+"""What hits may be ordered by, beside their codes."""
 SNIPPET = 90
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
@@ -66,14 +68,16 @@ def print_hits(found: dict[str, Any]) -> None:
     """The hits of one query, best first."""
     console = results()
     table = Table(box=None, pad_edge=False, expand=True)
-    for name in ("score", "distance"):
+    reranked = [name for name in RERANKED if found["hits"] and name in found["hits"][0]]
+    for name in (*reranked, "score", "distance"):
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     widest = max((len(hit["id"]) for hit in found["hits"]), default=2)
     table.add_column("id", overflow="fold", width=min(max(widest, 2), console.width // 2))
     table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for hit in found["hits"]:
         snippet = escape(" ".join(hit["text"].split())[:SNIPPET])
-        table.add_row(f"{hit['score']:.2f}", str(hit["distance"]), escape(hit["id"]), snippet)
+        again = [f"{hit[name]:.2f}" for name in reranked]
+        table.add_row(*again, f"{hit['score']:.2f}", str(hit["distance"]), escape(hit["id"]), snippet)
     console.print(table)
 
 

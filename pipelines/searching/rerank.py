@@ -1,6 +1,7 @@
-"""Put hits in another order by their kept texts: BM25 of the query's words in each."""
+"""Put hits in another order by their kept texts: BM25 of the query's words in each, or the cosine of float vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,22 +9,40 @@ import numpy as np
 from pipelines.corpus import Document
 from pipelines.encoder import Encoder
 from pipelines.evaluation.references import bm25_rows, counts_rows
+from pipelines.text_encoder import TextEncoder
 from vae_core.errors import Misuse
 
 CANDIDATES = 100
 """Hits that are looked at again, where fewer are asked for."""
+BM25 = "bm25"
+
+Likeness = Callable[[str, Sequence[str]], np.ndarray]
+"""How well each of some texts answers a query, (n,)."""
 
 
-def reranked(encoder: Encoder, query: str, found: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
-    """The k of these hits whose kept texts have the highest BM25, each with it as `bm25`; equals stay in their order.
+def likeness(by: str, encoder: Encoder) -> Likeness:
+    """`bm25`, with word frequencies of the model's corpus; or cosine, by the sentence encoder in the folder `by`.
 
-    How rare a word is was counted over the corpus of the model. Raises Misuse where no text was kept.
+    Raises Misuse where there is no such folder, or none with a sentence encoder, and Damaged for a broken one.
+    """
+    if by == BM25:
+        return lambda query, texts: bm25(encoder, query, texts)
+    if not Path(by).is_dir():
+        raise Misuse(f"--rerank {by}: there is no such folder; give bm25, or the folder of a sentence encoder")
+    sentences = TextEncoder.load(Path(by))
+    return lambda query, texts: cosine(sentences, query, texts)
+
+
+def reranked(by: Likeness, name: str, query: str, found: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
+    """The k of these hits whose kept texts are most like the query, each with how much as `name`.
+
+    Equals stay in their order. Raises Misuse where no text was kept.
     """
     if found and not any(hit["text"] for hit in found):
-        raise Misuse("the index keeps no texts to rank by BM25; leave out --rerank")
-    scores = bm25(encoder, query, [hit["text"] for hit in found])
+        raise Misuse("the index keeps no texts to rank again; leave out --rerank")
+    scores = by(query, [hit["text"] for hit in found])
     order = np.argsort(-scores, kind="stable")[:k]
-    return [found[place] | {"bm25": round(float(scores[place]), 4)} for place in order]
+    return [found[place] | {name: round(float(scores[place]), 4)} for place in order]
 
 
 def bm25(encoder: Encoder, query: str, texts: Sequence[str]) -> np.ndarray:
@@ -36,6 +55,12 @@ def bm25(encoder: Encoder, query: str, texts: Sequence[str]) -> np.ndarray:
     (weights,) = bm25_rows([documents], vocabulary, float(counted.sum()) / len(texts))
     terms = np.unique(counts_rows(asked, len(vocabulary)).indices)
     return np.asarray(weights[:, terms].sum(axis=1), np.float64).ravel()
+
+
+def cosine(sentences: TextEncoder, query: str, texts: Sequence[str]) -> np.ndarray:
+    """The cosine of the query's vector with that of each text, (n,)."""
+    vectors = sentences.embed([query, *texts])
+    return vectors[1:] @ vectors[0]
 
 
 def _table(encoder: Encoder, texts: Sequence[str]) -> Any:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from text_encoder_files import write_text_encoder
 from tiny_run import Tiny
 
 from jobs.query import Asked, Wanted, answer, answer_code, answer_file, answer_id
 from pipelines.corpus import Document
 from pipelines.encoder import Encoder
 from pipelines.search import Index
+from pipelines.text_encoder import TextEncoder
 from vae_core.errors import LatentbitsError, Misuse, Stale
 
 
@@ -176,10 +178,24 @@ def test_reranking_orders_the_best_by_the_words_of_the_query_in_their_texts(tiny
     scores = [hit["bm25"] for hit in found["hits"]]
     assert scores == sorted(scores, reverse=True)
     assert min(counts[hit["id"]] for hit in found["hits"]) >= np.median(list(counts.values()))
-    with pytest.raises(Misuse, match="--rerank foo: choose bm25"):
+    with pytest.raises(Misuse, match="--rerank foo: there is no such folder; give bm25, or"):
         ask(tiny.folder / "index", ["ship"], rerank="foo")
-    with pytest.raises(Misuse, match="ranks by the words of a query text"):
+    with pytest.raises(Misuse, match="ranks by how like a query's text is"):
         answer_id(Asked(tiny.folder / "index"), "sea-0", Wanted(rerank="bm25"))
+
+
+def test_reranking_by_a_sentence_encoder_orders_the_best_by_the_cosine_of_its_vectors(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    folder = write_text_encoder(tmp_path / "encoder")
+    (found,) = ask(tiny.folder / "index", ["anchor tide"], k=5, rerank=str(folder))
+    (candidates,) = ask(tiny.folder / "index", ["anchor tide"], k=100)
+    encoder = TextEncoder.load(folder)
+    vectors = encoder.embed([hit["text"] for hit in candidates["hits"]])
+    cosines = vectors @ encoder.embed(["anchor tide"])[0]
+    best = np.argsort(-cosines, kind="stable")[:5]
+    assert [hit["id"] for hit in found["hits"]] == [candidates["hits"][place]["id"] for place in best]
+    np.testing.assert_allclose([hit["cosine"] for hit in found["hits"]], cosines[best], atol=1e-4)
 
 
 def test_a_hit_is_explained_by_the_bits_that_decide(tiny: Tiny) -> None:

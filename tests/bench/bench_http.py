@@ -71,7 +71,7 @@ def _in_process(searcher: Searcher, queries: list[Query]) -> float:
 @contextmanager
 def _service(index: Path) -> Iterator[str]:
     binary = Path(sys.executable).with_name("latentbits")
-    command = [binary, "serve", index, "--port", "0", "--set", "serve.rate=null"]
+    command = [str(binary), "serve", str(index), "--port", "0", "--set", "serve.rate=null"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as service:
         try:
             assert service.stdout is not None

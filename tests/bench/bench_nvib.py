@@ -120,6 +120,7 @@ def _nvib(shards: Path, study: Study) -> Outcome:
 def _plain(shards: Path, study: Study, dropped: float) -> tuple[Outcome, Outcome]:
     """The plain model with this share of its vectors dropped, and with all of them."""
     model = _model()
+    assert isinstance(model.latent, NonparametricLatent)
     model.latent = PlainVectors(model.latent.config, model.encoder.width)
     model = _trained(model, shards, study, SLIGHT)
     batch = _held_out(shards)
@@ -234,7 +235,7 @@ def _shards(folder: Path) -> Path:
     train, held_out = write_sentences(folder, train=40_000, held_out=2_000, longest=12)
     with cluster():
         for path in (train, held_out):
-            learned = {"tokenizer": str(folder / "train" / "tokenizer.json")} if path is held_out else {}
-            config = TokenizeConfig(subwords=SUBWORDS, sample=20_000, **learned)
+            learned = str(folder / "train" / "tokenizer.json") if path is held_out else None
+            config = TokenizeConfig(subwords=SUBWORDS, sample=20_000, tokenizer=learned)
             tokenize(CorpusConfig(files=(str(path),), id="id"), folder / path.stem, config)
     return folder

@@ -180,7 +180,7 @@ def _shards(folder: Path) -> Path:
     """Shards of passages to train on and of held-out ones, with the first ones' subwords."""
     with cluster():
         for path in write_passages(folder, train=TRAIN, held_out=HELD_OUT, words=50):
-            given = {"tokenizer": str(folder / "train" / "tokenizer.json")} if path.stem == "held_out" else {}
-            config = TokenizeConfig(subwords=SUBWORDS, terms=5000, max_tokens=TOKENS - 1, **given)
+            given = str(folder / "train" / "tokenizer.json") if path.stem == "held_out" else None
+            config = TokenizeConfig(subwords=SUBWORDS, terms=5000, max_tokens=TOKENS - 1, tokenizer=given)
             tokenize(CorpusConfig(files=(str(path),)), folder / path.stem, config)
     return folder

@@ -8,6 +8,7 @@ search against usearch (exact, b1) and a numpy popcount on fewer codes, and the 
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def _against_faiss(opened: Index, queries: np.ndarray) -> Iterator[Figure]:
         raw.add(np.ascontiguousarray(codes))
     packed = np.packbits(queries > 0, axis=1, bitorder="little")
     for rank, bound in (("log-odds", 1.5), ("hamming", 0.95)):
-        ours, theirs = by_turns(lambda rank=rank: _whole(opened, queries, rank), lambda: raw.search(packed, HITS))  # type: ignore[misc]
+        ours, theirs = by_turns(partial(_whole, opened, queries, rank), partial(raw.search, packed, HITS))
         name = f"search {rank} against IndexBinaryFlat"
         yield _figure(name, QUERIES / ours, QUERIES / theirs, "queries/s", at_least=bound)
 
@@ -63,9 +64,8 @@ def _filtered(opened: Index, queries: np.ndarray) -> Iterator[Figure]:
             _whole(opened, queries, rank, where)
             first = time.perf_counter() - started
             ours, theirs = by_turns(
-                lambda rank=rank, where=where: _whole(opened, queries, rank, where),
-                lambda rank=rank: _whole(opened, queries, rank),
-            )  # type: ignore[misc]
+                partial(_whole, opened, queries, rank, where), partial(_whole, opened, queries, rank)
+            )
             figure = _figure(f"search {rank}, filter of {share} %, against unfiltered", ours, theirs, "s", at_most=1.2)
             yield figure | {"first_s": round(first, 3)}
 

@@ -4,7 +4,7 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -13,7 +13,7 @@ TOPICS = {
     "kitchen": "bread oven flour butter recipe salt pan onion soup knife",
     "space": "star rocket orbit planet moon comet gravity telescope launch dust",
 }
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "corpus": {"id": "id", "labels": "topic"},
     "model": {
         "encoder": {"kind": "transformer", "width": 16, "hidden": 32},

@@ -36,7 +36,7 @@ def write_model(
     torch.manual_seed(seed)
     sizes = {"terms": len(tokenizer.vocabulary), "tokens": tokenizer.subwords}
     sizes["embeddings"] = embeddings.manifest.statistics["dimensions"] if embeddings else 0
-    model = VAE(VAEConfig(**composition.model_dump(), **sizes))
+    model = VAE(VAEConfig.model_validate(composition.model_dump() | sizes))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

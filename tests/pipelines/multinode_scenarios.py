@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jobs.config import RunConfig
 from jobs.run import run
@@ -83,10 +84,10 @@ class Place:
         for name in nodes:
             self.nodes.add(name)
 
-    def run(self, name: str, last: str, progress: Silent | None = None, first: str = "tokenize", **how: object) -> None:
+    def run(self, name: str, last: str, progress: Silent | None = None, first: str = "tokenize", **how: Any) -> None:
         with driver(self.folder, f"driver-{name}"):
             run(
-                config(f"{self.bucket}/{name}", self.corpus, **how),  # type: ignore[arg-type]
+                config(f"{self.bucket}/{name}", self.corpus, **how),
                 first=first,
                 last=last,
                 progress=progress or Silent(),
@@ -140,7 +141,7 @@ def node_killed_in_encode(place: Place) -> None:
 
 def node_killed_in_pretrain(place: Place) -> None:
     """Two workers on two nodes; a third node takes the place of the one that is lost with its disk."""
-    training = {"workers": 2, "checkpoint_every": 20, "log_every": 1, "epochs": 6.0}
+    training: dict[str, Any] = {"workers": 2, "checkpoint_every": 20, "log_every": 1, "epochs": 6.0}
     place.run("undisturbed", "pretrain", **training)
     place.nodes.add("spare")
     lost: list[str] = []

@@ -8,6 +8,7 @@ Shapes: N documents, n of a part, D dimensions, S of a sketch.
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,11 @@ COMPARED_WITH_ALL = 50_000
 CANDIDATES, SKETCH = 400, 192
 """How many, and the dimensions of the words' projection by which they are found."""
 BYTES_A_DOCUMENT = 6000
+WORDS_OF_AN_EMBEDDING = 32
+"""Different words from which on those of a text tell its neighbours better than a sentence encoder does.
+
+MiniLM on 20 Newsgroups, by weight: subject lines, of 4 words, want 8; articles, of 86, lose with 4 (docs/encoders.md).
+"""
 
 
 class GraphConfig(Config):
@@ -42,7 +48,11 @@ class GraphConfig(Config):
 
     lsi: int = Field(default=64, ge=2, description="dimensions of latent semantic indexing")
     words_weight: float = Field(default=4.0, ge=0, description="of the words' cosine, beside LSI's")
-    embeddings_weight: float = Field(default=1.0, ge=0, description="of the embeddings' cosine, where there are some")
+    embeddings_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="of the embeddings' cosine, where there are some; null: 32 by the words of the middle document",
+    )
     joined: int = Field(default=10, ge=1, description="most similar documents that each one is joined to")
     neighbours: int | None = Field(
         default=None, ge=1, description="of a document; null: the root of their number, from 10 to 100"
@@ -87,7 +97,9 @@ def graph(
     _write_walk(draft.scratch, documents, config, progress)
     parts = _write_parts(draft, documents, config, progress)
     progress.finish()
-    statistics = {"documents": documents, "neighbours": _neighbours(config, documents)}
+    statistics: dict[str, Any] = {"documents": documents, "neighbours": _neighbours(config, documents)}
+    if beside:
+        statistics["embeddings_weight"] = round(_embeddings_weight(config, WordMatrix(draft.scratch)), 3)
     return draft.finish(parts, statistics)
 
 
@@ -96,18 +108,24 @@ def _neighbours(config: GraphConfig, documents: int) -> int:
     return min(config.neighbours or derived, documents - 1)
 
 
+def _embeddings_weight(config: GraphConfig, words: WordMatrix) -> float:
+    derived = WORDS_OF_AN_EMBEDDING / max(1.0, words.median_terms)
+    return derived if config.embeddings_weight is None else config.embeddings_weight
+
+
 def _write_space(scratch: Path, shards: Artifact, embeddings: Embeddings | None, config: GraphConfig) -> None:
     """The words' vectors, `dense.npy`, and for large corpora the sketch by which candidates are found."""
     words = WordMatrix.write(shards, scratch)
     if not (scratch / "dense.npy").exists():
         vectors_VD, _ = fit_lsi(words.blocks, words.terms, config.lsi, config.seed)
+        weight = _embeddings_weight(config, words)
         width = vectors_VD.shape[1] + (embeddings.dimensions if embeddings else 0)
 
         def dense(rows: NDArray[np.int64]) -> NDArray[np.float32]:
             topics = unit_rows(words.rows(rows) @ vectors_VD)
             if embeddings is None:
                 return topics
-            return np.hstack([topics, config.embeddings_weight**0.5 * embeddings.rows(rows)])
+            return np.hstack([topics, weight**0.5 * embeddings.rows(rows)])
 
         _write_rows(scratch / "dense.npy", len(words), width, dense)
     if len(words) > COMPARED_WITH_ALL and not (scratch / "sketch.faiss").exists():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vae_core.batch import Ragged
+from vae_core.batch import Batch
 from vae_core.encoders import TransformerEncoder
 from vae_core.few_bits import share_of_enough
 from vae_core.itq import itq, random_rotation
@@ -17,16 +17,16 @@ Of fewer than enough bits, their share of it: a few settled ones hardly leave wh
 
 
 @torch.no_grad()
-def start_bits(encoder: TransformerEncoder, latent: Latent, terms: Ragged, tfidf_N: Tensor) -> None:
+def start_bits(encoder: TransformerEncoder, latent: Latent, documents: Batch, tfidf_N: Tensor) -> None:
     """Let the log-odds begin at the rotated LSI coordinates of these documents, whose signs are the codes of LSI + ITQ.
 
-    More bits than coordinates are several rotations of all of them. Without coordinates, and for latents without bits,
-    nothing changes.
+    With a joined encoder the coordinates are those of LSI and its own, side by side. More bits than coordinates are
+    several rotations of all of them. Without coordinates, and for latents without bits, nothing changes.
     """
-    if encoder.coordinates is None or not isinstance(latent, BernoulliLatent | BernoulliMixtureLatent):
+    if not encoder.places or not isinstance(latent, BernoulliLatent | BernoulliMixtureLatent):
         return
-    head, most = latent.log_odds, encoder.coordinates.dimensions
-    coordinates_BD = encoder.coordinates(terms, tfidf_N)
+    head, most = latent.log_odds, encoder.places
+    coordinates_BD = encoder.placed(documents, documents.terms, tfidf_N)
     first = encoder.config.hidden
     for start in range(0, head.out_features, most):
         bits = slice(start, min(start + most, head.out_features))

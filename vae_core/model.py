@@ -268,11 +268,11 @@ class VAE(nn.Module):
         self.idf.copy_((documents / frequencies).clamp(min=1).log() + 1)
         if isinstance(self.decoder, BagOfWordsDecoder):
             self.decoder.start_from(document_frequencies_V.double() * self.idf)
-        if sample is not None and isinstance(self.encoder, TransformerEncoder) and self.encoder.position is None:
-            self.encoder.start_from(sample, self.idf)
-            start_bits(self.encoder, self.latent, sample.terms, sample.tfidf(self.idf))
         if sample is not None and not isinstance(self.encoder, PretrainedEncoder) and self.encoder.joined is not None:
             self.encoder.joined.start_from(sample)
+        if sample is not None and isinstance(self.encoder, TransformerEncoder) and self.encoder.position is None:
+            self.encoder.start_from(sample, self.idf)
+            start_bits(self.encoder, self.latent, sample, sample.tfidf(self.idf))
         if isinstance(self.encoder, PretrainedEncoder):
             self.encoder.start_from_folder()
 

@@ -56,6 +56,11 @@ class WordMatrix:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    @property
+    def median_terms(self) -> float:
+        """How many different terms the middle document has."""
+        return float(np.median(np.diff(self._offsets)))
+
     def rows(self, rows: NDArray[np.int64]) -> csr_matrix:
         """The documents at `rows`, in that order, (n, V)."""
         starts = self._offsets[rows]

@@ -102,11 +102,33 @@ def test_coordinates_have_unit_length_and_do_not_learn() -> None:
     assert "encoder.coordinates.vectors" in model.state_dict()
 
 
+def test_with_a_joined_encoder_bits_begin_at_a_rotation_of_both_coordinates() -> None:
+    torch.manual_seed(2)
+    vectors = torch.nn.functional.normalize(torch.randn(len(DOCUMENTS), 5) + 1, dim=1)
+    documents = replace(batch_of(DOCUMENTS), embeddings=vectors)
+    config = VAEConfig(
+        encoder=ENCODER.model_copy(update={"joined": True}),
+        latent=BernoulliConfig(bits=LSI + 5),
+        terms=TERMS,
+        tokens=1,
+        embeddings=5,
+    )
+    model = VAE(config)
+    model.start_from(FREQUENCIES, len(DOCUMENTS), documents)
+    log_odds = own_log_odds(model.eval(), documents)
+    centred = vectors.double().numpy() - vectors.double().numpy().mean(axis=0)
+    centred /= np.sqrt(np.square(centred).sum(axis=1).mean())
+    lies = np.hstack([coordinates_by_sklearn(), centred])
+    lies -= lies.mean(axis=0)
+    size = np.linalg.norm(log_odds) / np.linalg.norm(lies)
+    np.testing.assert_allclose(log_odds @ log_odds.T / size**2, lies @ lies.T, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("encoder", "latent"),
     [
         (ENCODER.model_copy(update={"lsi": 0}), BernoulliConfig(bits=8)),
-        (ENCODER.model_copy(update={"joined": True}), BernoulliConfig(bits=8)),
+        (ENCODER.model_copy(update={"joined": True, "lsi": 0}), BernoulliConfig(bits=8)),
         (BagOfWordsEncoderConfig(width=12), BernoulliConfig(bits=8)),
         (ENCODER, GaussianConfig(dimensions=4)),
     ],

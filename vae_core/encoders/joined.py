@@ -30,10 +30,14 @@ class JoinedEmbedding(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, H). Raises Misuse for documents without embeddings."""
+        joined: Tensor = self.linear(self.centred(batch))
+        return joined
+
+    def centred(self, batch: Batch) -> Tensor:
+        """s (e - m), (B, E). Raises Misuse for documents without embeddings."""
         if batch.embeddings is None:
             raise Misuse("this encoder reads documents' embeddings beside their words, and these have none")
-        joined: Tensor = self.linear((batch.embeddings - self.centre) * self.scale)
-        return joined
+        return (batch.embeddings - self.centre) * self.scale
 
     def start_from(self, sample: Batch) -> None:
         """Take the mean, and the root mean square of the distance to it, from a sample of the corpus."""

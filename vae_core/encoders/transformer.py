@@ -38,7 +38,8 @@ class TransformerEncoderConfig(Config):
     lsi: int = Field(
         default=64,
         ge=0,
-        description="coordinates of a set of words that the latent reads too; its bits begin as LSI + ITQ has them",
+        description="coordinates of a set of words that the latent reads too, with a joined embedding beside them; its bits "
+        "begin as ITQ has these; 0: none",
     )
     positions: int = Field(default=512, ge=1, description="tokens in order: how many positions are told apart")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="of the hidden layer")
@@ -60,10 +61,10 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.reads_tokens = config.reads == "tokens"
-        self.coordinates = None
-        if config.lsi and config.reads == "terms" and not states and not config.joined:
-            self.coordinates = Coordinates(vocabulary, config.lsi)
-        self.width = config.width if states else config.hidden + (0 if self.coordinates is None else config.lsi)
+        placed = bool(config.lsi) and config.reads == "terms" and not states
+        self.coordinates = Coordinates(vocabulary, config.lsi) if placed else None
+        self.places = config.lsi + (embeddings if config.joined else 0) if placed else 0
+        self.width = config.width if states else config.hidden + self.places
         self.embedding = nn.Embedding(vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=0.01)
         self.position = nn.Embedding(config.positions, config.width) if config.reads == "tokens" else None
@@ -86,9 +87,14 @@ class TransformerEncoder(nn.Module):
         beside = 0.0 if self.joined is None else self.joined(batch)
         hidden_BH = self._pooled(self.hidden, x_ND, ids, weights_N, beside)
         hidden_BH = dropout(hidden_BH, self.config.dropout, self.training)
+        return torch.cat([hidden_BH, self.placed(batch, ids, weights_N)], dim=1) if self.places else hidden_BH
+
+    def placed(self, batch: Batch, ids: Ragged, weights_N: Tensor) -> Tensor:
+        """Where documents lie by themselves, (B, places): in LSI, and beside it in the joined encoder's space."""
         if self.coordinates is None:
-            return hidden_BH
-        return torch.cat([hidden_BH, self.coordinates(ids, weights_N)], dim=1)
+            raise Misuse("this encoder has no coordinates; set encoder.lsi, and encoder.reads to terms")
+        in_lsi_BD = self.coordinates(ids, weights_N)
+        return in_lsi_BD if self.joined is None else torch.cat([in_lsi_BD, self.joined.centred(batch)], dim=1)
 
     def of_soft(self, ids: Ragged, tokens_NV: Tensor, weights_N: Tensor, progress: float = 1.0) -> Tensor:
         """Hidden vectors, (B, width), of texts whose tokens are probabilities, each place with a weight in (0, 1].

@@ -38,8 +38,8 @@ class TransformerEncoderConfig(Config):
     lsi: int = Field(
         default=64,
         ge=0,
-        description="coordinates of a set of words that the latent reads too, with a joined embedding beside them; its bits "
-        "begin as ITQ has these; 0: none",
+        description="coordinates of a set of words that the latent reads too, with a joined embedding beside them; "
+        "its bits begin as ITQ has these; 0: none",
     )
     positions: int = Field(default=512, ge=1, description="tokens in order: how many positions are told apart")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="of the hidden layer")

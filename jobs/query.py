@@ -17,7 +17,7 @@ from pipelines.encoder import Encoder
 from pipelines.search import Index, Rank, require_model
 from pipelines.searching.explain import Explainer
 from pipelines.searching.hits import Hits, hits
-from pipelines.searching.rerank import BM25, CANDIDATES, likeness, reranked
+from pipelines.searching.rerank import CANDIDATES, reranker
 from vae_core.errors import LatentbitsError, Misuse
 
 AT_ONCE = 256
@@ -117,8 +117,7 @@ def answer_file(asked: Asked, source: Path, target: Path | None, wanted: Wanted 
 
 def _answers(asked: Asked, texts: Iterable[str], wanted: Wanted) -> Iterator[dict[str, Any]]:
     waiting, encoder = iter(texts), asked.encoder
-    like = likeness(wanted.rerank, encoder) if wanted.rerank else None
-    named = BM25 if wanted.rerank == BM25 else "cosine"
+    again = reranker(wanted.rerank, encoder) if wanted.rerank else None
     while some := list(islice(waiting, AT_ONCE)):
         table = encoder.table([Document(str(n), text, [], {}, "query", n) for n, text in enumerate(some)])
         log_odds = encoder.encode(table).log_odds
@@ -127,8 +126,8 @@ def _answers(asked: Asked, texts: Iterable[str], wanted: Wanted) -> Iterator[dic
         listed = hits(asked.index, result)
         for number, (text, words) in enumerate(zip(some, known, strict=True)):
             found = _explained(asked, log_odds[number], result.rows[number], listed[number], wanted)
-            if like:
-                found = reranked(like, named, text, found, wanted.k)
+            if again:
+                found = again.best(text, found, wanted.k)
             yield {"query": text, "rank": wanted.rank, "known_words": words, "hits": found}
 
 

@@ -23,9 +23,9 @@ def start_bits(encoder: TransformerEncoder, latent: Latent, documents: Batch, tf
     With a joined encoder the coordinates are those of LSI and its own, side by side. More bits than coordinates are
     several rotations of all of them. Without coordinates, and for latents without bits, nothing changes.
     """
-    if not encoder.places or not isinstance(latent, BernoulliLatent | BernoulliMixtureLatent):
+    if not encoder.placed_width or not isinstance(latent, BernoulliLatent | BernoulliMixtureLatent):
         return
-    head, most = latent.log_odds, encoder.places
+    head, most = latent.log_odds, encoder.placed_width
     coordinates_BD = encoder.placed(documents, documents.terms, tfidf_N)
     first = encoder.config.hidden
     for start in range(0, head.out_features, most):

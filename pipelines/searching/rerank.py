@@ -1,6 +1,8 @@
 """Put hits in another order by their kept texts: BM25 of the query's words in each, or the cosine of float vectors."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +16,35 @@ from vae_core.errors import Misuse
 
 CANDIDATES = 100
 """Hits that are looked at again, where fewer are asked for."""
-BM25 = "bm25"
-
-Likeness = Callable[[str, Sequence[str]], np.ndarray]
-"""How well each of some texts answers a query, (n,)."""
 
 
-def likeness(by: str, encoder: Encoder) -> Likeness:
-    """`bm25`, with word frequencies of the model's corpus; or cosine, by the sentence encoder in the folder `by`.
+@dataclass(frozen=True, slots=True)
+class Reranker:
+    """Hits in the order of how like the query their kept texts are; a hit says how much under `name`."""
+
+    name: str
+    likeness: Callable[[str, Sequence[str]], np.ndarray]
+    """Of a query with each of n texts, (n,)."""
+
+    def best(self, query: str, found: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
+        """The k that are most like it; equals stay in their order. Raises Misuse where no text was kept."""
+        if found and not any(hit["text"] for hit in found):
+            raise Misuse("the index keeps no texts to rank again; leave out --rerank")
+        scores = self.likeness(query, [hit["text"] for hit in found])
+        order = np.argsort(-scores, kind="stable")[:k]
+        return [found[place] | {self.name: round(float(scores[place]), 4)} for place in order]
+
+
+def reranker(by: str, encoder: Encoder) -> Reranker:
+    """By `bm25`, with word frequencies of the model's corpus; or by cosine, of the sentence encoder in the folder `by`.
 
     Raises Misuse where there is no such folder, or none with a sentence encoder, and Damaged for a broken one.
     """
-    if by == BM25:
-        return lambda query, texts: bm25(encoder, query, texts)
+    if by == "bm25":
+        return Reranker("bm25", partial(bm25, encoder))
     if not Path(by).is_dir():
         raise Misuse(f"--rerank {by}: there is no such folder; give bm25, or the folder of a sentence encoder")
-    sentences = TextEncoder.load(Path(by))
-    return lambda query, texts: cosine(sentences, query, texts)
-
-
-def reranked(by: Likeness, name: str, query: str, found: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
-    """The k of these hits whose kept texts are most like the query, each with how much as `name`.
-
-    Equals stay in their order. Raises Misuse where no text was kept.
-    """
-    if found and not any(hit["text"] for hit in found):
-        raise Misuse("the index keeps no texts to rank again; leave out --rerank")
-    scores = by(query, [hit["text"] for hit in found])
-    order = np.argsort(-scores, kind="stable")[:k]
-    return [found[place] | {name: round(float(scores[place]), 4)} for place in order]
+    return Reranker("cosine", partial(cosine, TextEncoder.load(Path(by))))
 
 
 def bm25(encoder: Encoder, query: str, texts: Sequence[str]) -> np.ndarray:

@@ -63,8 +63,8 @@ class TransformerEncoder(nn.Module):
         self.reads_tokens = config.reads == "tokens"
         placed = bool(config.lsi) and config.reads == "terms" and not states
         self.coordinates = Coordinates(vocabulary, config.lsi) if placed else None
-        self.places = config.lsi + (embeddings if config.joined else 0) if placed else 0
-        self.width = config.width if states else config.hidden + self.places
+        self.placed_width = config.lsi + (embeddings if config.joined else 0) if placed else 0
+        self.width = config.width if states else config.hidden + self.placed_width
         self.embedding = nn.Embedding(vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=0.01)
         self.position = nn.Embedding(config.positions, config.width) if config.reads == "tokens" else None
@@ -87,10 +87,10 @@ class TransformerEncoder(nn.Module):
         beside = 0.0 if self.joined is None else self.joined(batch)
         hidden_BH = self._pooled(self.hidden, x_ND, ids, weights_N, beside)
         hidden_BH = dropout(hidden_BH, self.config.dropout, self.training)
-        return torch.cat([hidden_BH, self.placed(batch, ids, weights_N)], dim=1) if self.places else hidden_BH
+        return torch.cat([hidden_BH, self.placed(batch, ids, weights_N)], dim=1) if self.placed_width else hidden_BH
 
     def placed(self, batch: Batch, ids: Ragged, weights_N: Tensor) -> Tensor:
-        """Where documents lie by themselves, (B, places): in LSI, and beside it in the joined encoder's space."""
+        """Where documents lie by themselves, (B, placed_width): in LSI, and beside it in the joined encoder's space."""
         if self.coordinates is None:
             raise Misuse("this encoder has no coordinates; set encoder.lsi, and encoder.reads to terms")
         in_lsi_BD = self.coordinates(ids, weights_N)

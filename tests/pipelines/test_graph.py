@@ -37,12 +37,6 @@ def made(shards: Artifact) -> Artifact:
     return graph(shards.path, shards.path.parent / "graph", CONFIG)
 
 
-@pytest.fixture(scope="module")
-def embeddings(shards: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("embeddings")
-    return embed(shards.path, folder / "embeddings", EmbedConfig(folder=write_text_encoder(folder / "encoder"))).path
-
-
 def column(artifact: Artifact, name: str) -> list[list[int]]:
     return [
         row for path in artifact.files(".arrow") for batch in record_batches(path) for row in batch[name].to_pylist()
@@ -61,23 +55,22 @@ def test_neighbours_are_of_the_same_topic(made: Artifact) -> None:
     assert np.mean([(topics[others] == topics[row]).mean() for row, others in enumerate(found[:DOCUMENTS])]) > 0.97
 
 
-def test_embeddings_draw_documents_together_by_their_weight(shards: Artifact, embeddings: Path, tmp_path: Path) -> None:
+def test_embeddings_draw_documents_together_the_more_the_fewer_words_these_have(
+    made: Artifact, shards: Artifact, tmp_path: Path
+) -> None:
+    folder = write_text_encoder(tmp_path / "encoder")
+    embeddings = embed(shards.path, tmp_path / "embeddings", EmbedConfig(folder=folder)).path
     vectors = Embeddings.open(embeddings, shards).rows(np.arange(len(TEXTS)))
+    config = CONFIG.model_copy(update={"words_weight": 0.1})
+    drawn = graph(shards.path, tmp_path / "graph", config, embeddings=embeddings)
 
-    def apart(weight: float) -> float:
-        config = CONFIG.model_copy(update={"embeddings_weight": weight, "words_weight": 0.1})
-        found = column(graph(shards.path, tmp_path / f"graph-{weight}", config, embeddings=embeddings), "neighbours")
+    def apart(artifact: Artifact) -> float:
+        found = column(artifact, "neighbours")
         return float(np.mean([1 - (vectors[found[row]] @ vectors[row]).mean() for row in range(DOCUMENTS)]))
 
-    assert apart(30.0) < 0.7 * apart(0.0)
-
-
-def test_embeddings_count_the_more_the_fewer_words_a_document_has(
-    shards: Artifact, embeddings: Path, tmp_path: Path
-) -> None:
-    made = graph(shards.path, tmp_path / "graph", CONFIG, embeddings=embeddings)
+    assert apart(drawn) < 0.8 * apart(made)
     middle = np.median([len(set(ids)) for ids in column(shards, "term_ids")])
-    assert made.manifest.statistics["embeddings_weight"] == pytest.approx(32 / middle, abs=1e-3)
+    assert drawn.manifest.statistics["embeddings_weight"] == pytest.approx(32 / middle, abs=1e-3)
 
 
 def test_a_document_without_a_shared_word_has_no_neighbours_and_is_nobodys(made: Artifact) -> None:

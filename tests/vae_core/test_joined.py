@@ -16,8 +16,8 @@ from vae_core.encoders import BagOfWordsEncoderConfig, EncoderConfig, Transforme
 from vae_core.errors import Misuse
 from vae_core.model import VAE, Composition, VAEConfig
 
-TERMS, TOKENS, WIDTH = 40, 30, 6
-SMALL: dict[str, Any] = {"width": 16, "heads": 2, "hidden": 400, "joined": True}
+TERMS, TOKENS, WIDTH, HIDDEN = 40, 30, 6, 400
+SMALL: dict[str, Any] = {"width": 16, "heads": 2, "hidden": HIDDEN, "joined": True}
 DOCUMENTS = [*random_documents(63, terms=TERMS, tokens=TOKENS), EMPTY]
 IDF = torch.linspace(1, 3, TERMS)
 every_encoder = pytest.mark.parametrize(
@@ -26,7 +26,7 @@ every_encoder = pytest.mark.parametrize(
         TransformerEncoderConfig(**SMALL, layers=1),
         TransformerEncoderConfig(**SMALL, layers=0),
         TransformerEncoderConfig(**SMALL, reads="tokens"),
-        BagOfWordsEncoderConfig(width=400, joined=True),
+        BagOfWordsEncoderConfig(width=HIDDEN, joined=True),
     ],
     ids=["transformer", "no layers", "tokens", "bag of words"],
 )
@@ -54,13 +54,27 @@ def test_the_embedding_is_added_to_the_words_before_the_relu(config: EncoderConf
     encoder.joined.start_from(batch(cone(seed=1)))
     hidden = encoder.hidden.bias if isinstance(config, TransformerEncoderConfig) else encoder.bias.values
     hidden += 10  # far from the kink, where the ReLU is the identity
-    both = encoder(batch(embeddings), batch(None).tfidf(IDF))
-    words = encoder(batch(encoder.joined.centre.expand(len(DOCUMENTS), -1)), batch(None).tfidf(IDF))
+    both = encoder(batch(embeddings), batch(None).tfidf(IDF))[:, :HIDDEN]
+    words = encoder(batch(encoder.joined.centre.expand(len(DOCUMENTS), -1)), batch(None).tfidf(IDF))[:, :HIDDEN]
     sample = cone(seed=1).double().numpy()
     centred = embeddings.double().numpy() - sample.mean(axis=0)
     spread = np.sqrt(((sample - sample.mean(axis=0)) ** 2).sum(axis=1).mean())
     expected = centred / spread @ encoder.joined.linear.weight.double().numpy().T
     np.testing.assert_allclose((both - words).numpy(), expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_beside_the_hidden_layer_the_centred_embedding_stands_for_itself_after_the_lsi_coordinates() -> None:
+    config = TransformerEncoderConfig(**SMALL, lsi=5)
+    encoder, embeddings = built(config), cone()
+    encoder.joined.start_from(batch(embeddings))
+    encoder.start_from(batch(embeddings), IDF)
+    read = encoder(batch(embeddings), batch(None).tfidf(IDF))
+    assert read.shape == (len(DOCUMENTS), HIDDEN + 5 + WIDTH)
+    centred = embeddings - embeddings.mean(dim=0)
+    size = centred.double().square().sum(dim=1).mean().sqrt().float()
+    torch.testing.assert_close(read[:, -WIDTH:], centred / size)
+    torch.testing.assert_close(read[:-1, HIDDEN:-WIDTH].norm(dim=1), torch.ones(len(DOCUMENTS) - 1))
 
 
 @torch.no_grad()
@@ -71,7 +85,8 @@ def test_words_and_embedding_begin_with_like_weight(config: EncoderConfig) -> No
     joined = encoder.joined(batch(embeddings))
     hidden = encoder.hidden.bias if isinstance(config, TransformerEncoderConfig) else encoder.bias.values
     hidden += 10
-    words = encoder(batch(encoder.joined.centre.expand(len(DOCUMENTS), -1)), batch(None).tfidf(IDF)) - hidden
+    neutral = batch(encoder.joined.centre.expand(len(DOCUMENTS), -1))
+    words = encoder(neutral, batch(None).tfidf(IDF))[:, :HIDDEN] - hidden
     ratio = float(joined.square().mean().sqrt() / words[:-1].square().mean().sqrt())
     assert 0.4 < ratio < 2.5
 

@@ -1,8 +1,8 @@
 """Recipes measured on real corpora: P@100 of the product's own stages, trained on one part and asked with another.
 
 LATENTBITS_SPLIT says which part asks: `validation`, 15 % of the train split and the default, by which settings may be
-chosen; or `test`, which is to be read once for each recipe. The validation part of Reuters is the latest one, as its
-test split comes after its train split: at random it would hold follow-ups of the stories that are learned from.
+chosen; or `test`, which is to be read once for each recipe. Where the test split comes after the train split, the
+validation part is the latest one: at random it would hold follow-ups of what is learned from.
 """
 
 import json
@@ -48,7 +48,7 @@ class Protocol:
 
 
 PROTOCOLS = (
-    Protocol("newsgroups by date", "ng20.parquet", "newsgroups"),
+    Protocol("newsgroups by date", "ng20.parquet", "newsgroups", in_order_of_time=True),
     Protocol("newsgroups random", "ng20.parquet", "newsgroups", random=True),
     Protocol("reuters", "reuters.parquet", "reuters", in_order_of_time=True),
     Protocol("newsgroup subjects", "ng20.parquet", "short-texts", titles=True),
@@ -158,10 +158,20 @@ def _rows(protocol: Protocol, split: NDArray[np.str_], ids: list[str]) -> tuple[
         return learns, np.flatnonzero(split == "test")
     held_out = math.ceil(VALIDATION * len(learns))
     if protocol.in_order_of_time:
-        newest_first = sorted(learns.tolist(), key=lambda row: -int(ids[row]))
-        return np.array(newest_first[held_out:]), np.array(newest_first[:held_out])
+        newest_first = _newest_first(learns, ids)
+        return newest_first[held_out:], newest_first[:held_out]
     shuffled = learns[np.random.RandomState(1).permutation(len(learns))]
     return shuffled[held_out:], shuffled[:held_out]
+
+
+def _newest_first(rows: NDArray[np.int64], ids: list[str]) -> NDArray[np.int64]:
+    """Rows by the numbers that end their ids, which count up with time, each group of ids by its own."""
+    groups, numbers = zip(*(ids[row].rpartition("/")[::2] for row in rows), strict=True)
+    _, group_N = np.unique(groups, return_inverse=True)
+    order = np.lexsort((np.array(numbers, int), group_N))
+    sizes = np.bincount(group_N)
+    place_N = np.concatenate([(np.arange(size) + 1) / size for size in sizes])
+    return rows[order][np.argsort(-place_N, kind="stable")]
 
 
 def _title(text: str) -> str:

@@ -116,7 +116,9 @@ def test_another_architecture_is_refused_with_its_first_difference(
 
 def test_settings_of_training_may_differ(small: Artifact, old: Artifact) -> None:
     others = changed(
-        encoder={"term_dropout": 0.1, "grow_after": 0.0}, decoder={"terms": 50}, corruption={"delete": 0.1}
+        encoder={"term_dropout": 0.1, "grow_after": 0.0, "word_vectors": "lsi"},
+        decoder={"terms": 50},
+        corruption={"delete": 0.1},
     )
     require_alike(sized(small, others), old, small, None)
     with pytest.raises(Misuse):  # which shows that the difference is what decides

@@ -235,3 +235,22 @@ def test_term_vectors_start_at_the_directions_of_lsi() -> None:
     directions, vectors = unit_rows(right.T * singular), encoder.embedding.weight.detach().numpy()
     np.testing.assert_allclose(unit_rows(vectors) @ unit_rows(vectors).T, directions @ directions.T, atol=1e-5)
     assert float(10 * encoder.embedding.weight.detach().std()) == pytest.approx(1, rel=1e-5)
+
+
+def test_word_vectors_that_are_to_stay_lsis_do_and_all_else_learns() -> None:
+    documents = batch_of(random_documents(90, seed=9))
+    encoder = TransformerEncoder(READS_TERMS.model_copy(update={"word_vectors": "lsi"}), TERMS)
+    encoder.start_from(documents, IDF)
+    before = {name: parameter.clone() for name, parameter in encoder.named_parameters()}
+    adam = torch.optim.Adam(parameter for parameter in encoder.parameters() if parameter.requires_grad)
+    for _ in range(2):  # a fresh block's first layers have no gradient before its last ones have moved
+        adam.zero_grad()
+        encoder(documents, documents.tfidf(IDF)).square().sum().backward()
+        adam.step()
+    same = {name for name, parameter in encoder.named_parameters() if torch.equal(parameter, before[name])}
+    assert same == {"embedding.weight"}
+
+
+def test_tokens_have_no_lsi_to_stay_at() -> None:
+    with pytest.raises(ValueError, match="LSI has vectors of terms, not of tokens"):
+        TransformerEncoderConfig(reads="tokens", word_vectors="lsi")

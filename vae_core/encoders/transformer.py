@@ -6,7 +6,7 @@ Shapes: B documents, N ids of all of them, D width.
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu
 
@@ -31,6 +31,10 @@ class TransformerEncoderConfig(Config):
         default="terms", description="terms: the set of words, weighted by TF-IDF; tokens: the subwords in order"
     )
     width: int = Field(default=256, ge=8, description="numbers a term or token is embedded in")
+    word_vectors: Literal["learned", "lsi"] = Field(
+        default="learned",
+        description="they begin as LSI has them; lsi: and stay so, for news, where later documents bring other names",
+    )
     layers: int = Field(default=1, ge=0, description="blocks; 0: no attention, about ten times as fast to encode")
     heads: int = Field(default=4, ge=1, description="attention heads of a block")
     hidden: int = Field(default=1000, ge=1, description="width of the layer between pooling and the latent's heads")
@@ -51,6 +55,12 @@ class TransformerEncoderConfig(Config):
         default=False, description="read each document's embedding beside its words; the stage embed makes them"
     )
 
+    @model_validator(mode="after")
+    def _lsi_has_terms(self) -> "TransformerEncoderConfig":
+        if self.word_vectors == "lsi" and self.reads == "tokens":
+            raise ValueError("LSI has vectors of terms, not of tokens; set encoder.word_vectors to learned")
+        return self
+
 
 class TransformerEncoder(nn.Module):
     """Blocks over segments of a document, a weighted mean over all of it, and one hidden layer."""
@@ -67,6 +77,7 @@ class TransformerEncoder(nn.Module):
         self.width = config.width if states else config.hidden + self.placed_width
         self.embedding = nn.Embedding(vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=0.01)
+        self.embedding.weight.requires_grad_(config.word_vectors == "learned")
         self.position = nn.Embedding(config.positions, config.width) if config.reads == "tokens" else None
         self.segments = SegmentBlocks(config.layers, config.width, config.heads, longest=config.segment)
         self.norm = nn.LayerNorm(config.width)

@@ -31,6 +31,8 @@ LEFT_OUT = {
 ADDED = {
     "decorrelation of 64 bits": ["pretrain.objective.decorrelation=5"],
     "attention": ["model.encoder.layers=1"],
+    "word vectors that stay LSI's": ["model.encoder.word_vectors=lsi"],
+    "word vectors that learn": ["model.encoder.word_vectors=learned"],
 }
 
 
@@ -49,6 +51,8 @@ def _parts(study: Study, seeds: list[int]) -> Iterator[dict[str, object]]:
     changes = {f"without {what}": settings for what, settings in LEFT_OUT.items()}
     changes |= {f"with {what}": settings for what, settings in ADDED.items()}
     for what, settings in changes.items():
+        if study.same([FAST, *settings], [FAST]):
+            continue
         found = [study.measure([FAST, *settings], seed) for seed in seeds]
         yield _line(f"{study.protocol.name}, {what}", found, recipe)
 

@@ -100,6 +100,10 @@ class Study:
         seconds = (trained - began, encoded - trained)
         return Measured(averaged["log_odds"], averaged["hamming"], others, *seconds)
 
+    def same(self, some: Sequence[str], others: Sequence[str]) -> bool:
+        """Whether the recipe with these settings is that with the others."""
+        return self._config(some) == self._config(others)
+
     def _config(self, settings: Sequence[str]) -> RunConfig:
         fixed = [f"corpus.files=[{json.dumps(str(self._corpus))}]", "queries.where={split: [asks]}"]
         fixed += ["tracking.enabled=false", f"out={json.dumps(str(self.folder / 'run'))}"]

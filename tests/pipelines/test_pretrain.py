@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from pipelines import pretrain as module
 from pipelines.artifact import UNFINISHED, Artifact, write_text
@@ -32,7 +34,7 @@ from pipelines.tracking import NoTracking
 from pipelines.training.batches import digest, rows_of_step
 from pipelines.training.worker import CHECKPOINTS, METRICS, PretrainConfig
 from vae_core.errors import LatentbitsError, Misuse, Stale
-from vae_core.model import Composition, VAEConfig
+from vae_core.model import WEIGHTS_FILE, Composition, VAEConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 DOCUMENTS, TOPICS, BATCH, STEPS = 400, 4, 40, 200
@@ -168,6 +170,20 @@ def test_every_zero_stage_trains_alike(
     same_noise = workers == 2 and precision == "fp32"
     np.testing.assert_allclose(losses, expected, rtol=1e-4 if same_noise else 0.1)
     assert Encoder.load(artifact.path).bits == 16
+
+
+@pytest.mark.slow
+def test_word_vectors_stay_lsis_under_every_zero_stage(shards: Path) -> None:
+    kept = MODEL.model_copy(update={"encoder": MODEL.encoder.model_copy(update={"word_vectors": "lsi"})})
+    config = SHORT.model_copy(update={"workers": 2})
+    both = [
+        pretrain(shards, shards.parent / f"kept-{stage}", kept, config.model_copy(update={"zero_stage": stage}))
+        for stage in (0, 3)
+    ]
+    losses, expected = (np.array([line["loss"] for line in lines(one.path / METRICS)]) for one in both)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    first, second = (load_file(one.path / WEIGHTS_FILE)["encoder.embedding.weight"] for one in both)
+    assert torch.equal(first, second)
 
 
 @pytest.mark.slow

@@ -44,17 +44,22 @@ class Similarity:
 
     def of(self, rows: NDArray[np.int64], k: int) -> Similar:
         """The k most similar other documents of those at `rows`; k is less than the number of candidates."""
-        found = [self._of(rows[start : start + ROWS_AT_ONCE], k) for start in range(0, len(rows), ROWS_AT_ONCE)]
+        # All at once: FAISS finds those of 4,096 rows in a seventeenth of the time a row that 256 take.
+        others = None if self._candidates is None else self._candidates(rows)
+        found = []
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            here = slice(start, start + ROWS_AT_ONCE)
+            found.append(self._among_all(rows[here], k) if others is None else self._among(rows[here], others[here], k))
         return Similar(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
-    def _of(self, rows_n: NDArray[np.int64], k: int) -> Similar:
-        if self._candidates is None:
-            everyone = np.broadcast_to(np.arange(len(self._words)), (len(rows_n), len(self._words)))
-            return _most_similar(self._with_all(rows_n), rows_n, everyone, k)
-        others_nC = self._candidates(rows_n)
+    def _among(self, rows_n: NDArray[np.int64], others_nC: NDArray[np.int64], k: int) -> Similar:
         scores_nC = self._weight * _products(self._words.rows(rows_n), self._words.rows(others_nC.ravel()))
         scores_nC += np.einsum("nd,ncd->nc", self._dense_ND[rows_n], self._dense_ND[others_nC])
         return _most_similar(scores_nC, rows_n, others_nC, k)
+
+    def _among_all(self, rows_n: NDArray[np.int64], k: int) -> Similar:
+        everyone = np.broadcast_to(np.arange(len(self._words)), (len(rows_n), len(self._words)))
+        return _most_similar(self._with_all(rows_n), rows_n, everyone, k)
 
     def _with_all(self, rows_n: NDArray[np.int64]) -> NDArray[np.float32]:
         products: csr_matrix = self._words.rows(rows_n) @ self._all_VN

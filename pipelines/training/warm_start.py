@@ -16,7 +16,14 @@ from vae_core.warm_start import warm_start
 SIZES = ("terms", "tokens")
 """They follow from the corpus, or are matched word by word."""
 OF_TRAINING = (
-    *("dropout", "term_dropout", "word_dropout", "neighbours", "grow_after", "unseen", "freeze", "folder"),
+    "dropout",
+    "term_dropout",
+    "word_dropout",
+    "neighbours",
+    "grow_after",
+    "unseen",
+    "freeze",
+    "folder",
     "word_vectors",
 )
 """Settings that say how weights are learned, not what they mean."""

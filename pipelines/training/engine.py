@@ -96,10 +96,9 @@ def build_engine(config: PretrainConfig, model: VAE, phase: Phase) -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if config.zero_stage == 3:
         # Its blocks run as often as a worker's documents need; gathered one by one, workers would wait for each other.
-        deepspeed.utils.set_z3_leaf_modules(model, [SegmentBlocks], raise_if_not_found=False)
-        for module in model.modules():
-            if isinstance(module, SegmentBlocks):  # its backward gathers them by its input's gradient, needed or not
-                module.register_forward_pre_hook(lambda _, given: (given[0].requires_grad_(), *given[1:]))
+        for blocks in deepspeed.utils.set_z3_leaf_modules(model, [SegmentBlocks], raise_if_not_found=False):
+            # They are gathered for the backward pass by their input's gradient, which fixed word vectors need not have.
+            blocks.register_forward_pre_hook(lambda _, given: (given[0].requires_grad_(), *given[1:]))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and part_of(name) in phase.trains)
     optimizer = torch.optim.Adam(_parameter_groups(model, config), fused=True)

@@ -58,13 +58,14 @@ PROTOCOLS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """P@100 with ties averaged, by ranking and for baselines and references; seconds of training and encoding."""
+    """P@100 with ties averaged, by ranking and for baselines and references; how long training took, and its model."""
 
     log_odds: float
     hamming: float
     baselines: dict[str, float]
     training_s: float
-    encoding_s: float
+    model: Path
+    shards: Path
 
 
 class Study:
@@ -88,17 +89,15 @@ class Study:
         began = time.monotonic()
         shards, queries = shared / "shards", config.query_corpus()
         pretrain(shards, out / "model", config.model, config.pretrain, embeddings=embeddings, graph=graph)
-        trained = time.monotonic()
+        training_s = time.monotonic() - began
         encode(out / "model", shards, out / "codes", config.encode, embeddings=embeddings)
-        encoded = time.monotonic()
         index(out / "codes", out / "index", config.index)
         asked = config.evaluate.model_copy(update={"embeddings": embeddings})
         evaluate(out / "index", None, out / "report", asked, queries=queries, shards=shards)
         report = json.loads((out / "report" / "report.json").read_text())
         averaged = report["ties_averaged"] | report["references"]
         others = {name: value for name, value in averaged.items() if name not in ("log_odds", "hamming")}
-        seconds = (trained - began, encoded - trained)
-        return Measured(averaged["log_odds"], averaged["hamming"], others, *seconds)
+        return Measured(averaged["log_odds"], averaged["hamming"], others, training_s, out / "model", shards)
 
     def same(self, some: Sequence[str], others: Sequence[str]) -> bool:
         """Whether the recipe with these settings is that with the others."""

@@ -21,7 +21,7 @@ from pipelines.evaluation.drift import drift
 from pipelines.evaluation.figures import CUTS, label_figures, label_free_figures, precision_figures
 from pipelines.evaluation.measure import measure
 from pipelines.evaluation.precision import Labels
-from pipelines.evaluation.protocol import protocol, warnings
+from pipelines.evaluation.protocol import beaten, protocol, warnings
 from pipelines.evaluation.queries import Queries, read_queries
 from pipelines.evaluation.query_figures import QUERIES, QueryFigures
 from pipelines.evaluation.rankings import rankings
@@ -108,13 +108,14 @@ def _report(
     measured = measure(compared, queries, len(database), labels, progress)
     ids = queries.table.column("id").to_pylist()
     figures = QueryFigures.of(ids, database.index.column("id").chunks, measured)
+    precision = precision_figures(measured, compared, config.seed)
     report = {
         "bits": database.index.bits,
         "documents": len(database),
         "queries": len(queries) if labelled else 0,
         "asked": len(queries),
-        "warnings": warnings(database, queries, corpus, labelled=labelled),
-        **precision_figures(measured, compared, config.seed),
+        "warnings": [*warnings(database, queries, corpus, labelled=labelled), *beaten(precision)],
+        **precision,
         "labels": label_figures(measured, compared, database.labels, asked),
         "label_free": label_free_figures(measured, compared),
         "code_health": code_figures(database, queries.table, log_odds_QK),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 from text_encoder_files import write_text_encoder
 
+from jobs.config import load_config
 from jobs.tables import print_evaluation
 from pipelines.artifact import Artifact, Draft, Input, Plan, begin, flat, record_part
 from pipelines.corpus import CorpusConfig, Document
@@ -27,6 +28,7 @@ from pipelines.encoder import EncodedDocuments, Encoder
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.evaluation.code_sets import CodeSet
 from pipelines.evaluation.precision import RANKS, Labels, at_ranks, ranks
+from pipelines.evaluation.protocol import beaten
 from pipelines.evaluation.ranking import best, rank_keys, ranked
 from pipelines.index import IndexConfig, index
 from pipelines.search import Index
@@ -355,6 +357,32 @@ def test_one_label_for_all_documents_is_said_to_say_nothing(tmp_path: Path) -> N
     report = report_of(evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=None, shards=None))
     assert "Every document has the label 'sea': any ranking is right" in report["warnings"][0]
     assert "precision says nothing" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_bits_without_training_that_find_more_are_warned_of_with_a_remedy() -> None:
+    averaged = {"log_odds": 0.314, "hamming": 0.295, "lsi_itq_asymmetric": 0.313, "lsi_itq": 0.309, "simhash": 0.5}
+    (warning,) = beaten({"ties_averaged": averaged})
+    assert "0.309 against 0.295 by hamming" in warning
+    assert "by log_odds" not in warning
+    settings = re.findall(r"--vary (\S+)", warning)
+    assert settings
+    for setting in settings:
+        name, values = setting.split("=")
+        for value in values.split(","):
+            load_config("default", [f"{name}={value}"])
+    averaged |= {"lsi_itq": 0.295}
+    assert beaten({"ties_averaged": averaged}) == []
+    assert beaten({"ties_averaged": {"log_odds": 0.1, "hamming": 0.1}}) == []
+    assert beaten({"ties_averaged": {}}) == []
+
+
+def test_a_whole_report_warns_of_bits_without_training_where_they_find_more(run: Run, tmp_path: Path) -> None:
+    report = report_of(evaluate(run.index, None, tmp_path / "report", EvaluateConfig(), queries=None, shards=None))
+    averaged = report["ties_averaged"]
+    lost = averaged["lsi_itq"] > averaged["hamming"] or averaged["lsi_itq_asymmetric"] > averaged["log_odds"]
+    assert lost, "the model of these tests has not learned anything"
+    assert report["warnings"][-1].startswith("LSI + ITQ finds more in as many bits")
+    assert "LSI + ITQ finds more" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_queries_without_labels_are_asked_without_precision(run: Run, tmp_path: Path) -> None:

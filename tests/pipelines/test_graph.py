@@ -55,6 +55,7 @@ def test_neighbours_are_of_the_same_topic(made: Artifact) -> None:
     assert np.mean([(topics[others] == topics[row]).mean() for row, others in enumerate(found[:DOCUMENTS])]) > 0.97
 
 
+@pytest.mark.slow
 def test_embeddings_draw_documents_together_the_more_the_fewer_words_these_have(
     made: Artifact, shards: Artifact, tmp_path: Path
 ) -> None:

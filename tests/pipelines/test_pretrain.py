@@ -202,6 +202,7 @@ def test_a_worker_that_is_killed_is_replaced_and_leaves_no_trace_in_the_model(
     same_training(artifact, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_whose_driver_is_killed_goes_on_from_the_last_whole_checkpoint(
     shards: Path, undisturbed: Artifact
 ) -> None:

@@ -47,7 +47,7 @@ def main() -> Iterator[dict[str, object]]:
 
 
 def _training(folder: Path) -> dict[str, object]:
-    write_corpus(folder / "corpus.parquet", DOCUMENTS, 80)
+    write_corpus(folder / "corpus.parquet", DOCUMENTS, length=80)
     port, metrics = free_port(), folder / "run" / "model" / ".unfinished" / "metrics.jsonl"
     with server(folder, port):
         training = subprocess.Popen(_command(folder, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

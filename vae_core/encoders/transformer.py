@@ -35,7 +35,7 @@ class TransformerEncoderConfig(Config):
         default="learned",
         description="they begin as LSI has them; lsi: and stay so, for news, where later documents bring other names",
     )
-    layers: int = Field(default=1, ge=0, description="blocks; 0: no attention, tens of times as fast to encode")
+    layers: int = Field(default=1, ge=0, description="blocks; 0: no attention, many times as fast to encode")
     heads: int = Field(default=4, ge=1, description="attention heads of a block")
     hidden: int = Field(default=1000, ge=1, description="width of the layer between pooling and the latent's heads")
     segment: int = Field(default=128, ge=8, description="longer documents are attended to in pieces of this many ids")

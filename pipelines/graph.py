@@ -147,8 +147,8 @@ def _write_sketch(scratch: Path, words: WordMatrix, config: GraphConfig) -> None
 
 
 def _write_walk(scratch: Path, documents: int, config: GraphConfig, progress: Progress) -> None:
-    """`walk.npz`, after the most similar documents of each have been found by all workers."""
-    if (scratch / "walk.npz").exists():
+    """`moves.npz`, after the most similar documents of each have been found by all workers."""
+    if (scratch / "moves.npz").exists():
         progress.advance(documents)
         return
     progress.advance(0, "similar documents")
@@ -160,7 +160,7 @@ def _write_walk(scratch: Path, documents: int, config: GraphConfig, progress: Pr
         progress.advance(count)
     found = [np.load(path) for path in pieces]
     similar = Similar(*(np.concatenate([part[name] for part in found]) for name in ("rows", "scores")))
-    with replacing(scratch / "walk.npz") as temporary, temporary.open("wb") as file:
+    with replacing(scratch / "moves.npz") as temporary, temporary.open("wb") as file:
         save_npz(file, transitions(similar), compressed=False)
 
 
@@ -201,7 +201,7 @@ def _write_parts(draft: Draft, documents: int, config: GraphConfig, progress: Pr
 
 
 def _make_writer(out: Path, scratch: Path, count: int, kept: int) -> Callable[[tuple[str, range]], Part]:
-    return partial(_write_part, out, load_npz(scratch / "walk.npz"), WordMatrix(scratch), count, kept)
+    return partial(_write_part, out, load_npz(scratch / "moves.npz"), WordMatrix(scratch), count, kept)
 
 
 def _write_part(out: Path, walk: csr_matrix, words: WordMatrix, count: int, kept: int, item: tuple[str, range]) -> Part:

@@ -2,7 +2,7 @@
 
 LATENTBITS_DOCUMENTS is the size of the larger one, 40,000 if it is not set, LATENTBITS_WORDS the length of a text, 80.
 Documents are drawn from a hundred topics over a Zipf vocabulary and repeated with changes, so that some are near
-duplicates. Training is one epoch.
+duplicates. Training is one epoch. A million documents take over an hour: each stage is told on stderr when it is done.
 """
 
 import os
@@ -52,10 +52,12 @@ def _measured(folder: Path, documents: int, length: int) -> dict[str, tuple[floa
     command = [str(Path(sys.executable).with_name("latentbits")), "run", "default", "--out", str(folder / "run")]
     command += ["--set", f"corpus.files=[{folder / 'corpus.parquet'}]", "--set", "corpus.id=id"]
     command += ["--set", "pretrain.epochs=1", "--set", "tracking.enabled=false"]
-    return {
-        stage: watched([*command, "--until", stage, *(["--from", stage] if stage != "tokenize" else [])])
-        for stage in STAGES
-    }
+    found = {}
+    for stage in STAGES:
+        seconds, memory = watched([*command, "--until", stage, *(["--from", stage] if stage != "tokenize" else [])])
+        print(f"{documents:,} documents, {stage}: {seconds:.0f} s, {memory / 1e9:.2f} GB", file=sys.stderr, flush=True)
+        found[stage] = seconds, memory
+    return found
 
 
 def write_corpus(path: Path, documents: int, length: int) -> None:

@@ -150,7 +150,8 @@ def test_the_walk_is_personalised_pagerank_on_the_normalised_graph() -> None:
     weights = np.maximum(weights, weights.T)
     scale = weights.sum(axis=1) ** -0.5
     walk = scale[:, None] * weights * scale
-    np.testing.assert_allclose(transitions(similar).toarray(), walk, atol=1e-6)
+    both = np.concatenate([CONTINUE * walk, (1 - CONTINUE) * np.eye(60)])
+    np.testing.assert_allclose(transitions(similar).toarray(), both, atol=1e-6)
     met = np.eye(60)
     for _ in range(STEPS):
         met = CONTINUE * met @ walk + (1 - CONTINUE) * np.eye(60)

@@ -25,8 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## train, encode and index the docstrings on this machine
 	$(BIN)/latentbits demo
 
+# Two at once, as much of a test's time is waiting for processes to start; a file's tests stay together.
 test: install ## run the tests, except the slow ones
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' -n 2 --dist loadfile
 
 test-all: install ## run every test
 	$(BIN)/pytest

@@ -33,7 +33,7 @@ def transitions(similar: Similar) -> csr_matrix:
     degrees = np.asarray(weights.sum(axis=1)).ravel()
     scale = diags(np.divide(1, np.sqrt(degrees), out=np.zeros_like(degrees), where=degrees > 0))
     onward = CONTINUE * (scale @ weights @ scale)
-    return vstack([onward, (1 - CONTINUE) * identity(documents)], format="csr").astype(np.float32)
+    return vstack([onward, (1 - CONTINUE) * identity(documents, np.float32)], format="csr")
 
 
 def neighbours(walk: csr_matrix, rows: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:

@@ -172,6 +172,7 @@ def test_a_document_that_nothing_joins_meets_nobody() -> None:
     similar = Similar(np.array([[1], [0], [0]]), np.array([[1.0], [1.0], [0.0]], np.float32))
     assert [found.tolist() for found in neighbours(transitions(similar), np.arange(3), 2)] == [[1], [0], []]
     assert isinstance(transitions(similar), csr_matrix)
+    assert transitions(similar).dtype == np.float32  # as a million documents have seventeen million entries
 
 
 def test_a_killed_graph_is_finished_to_the_same_bytes(

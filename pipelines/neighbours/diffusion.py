@@ -17,7 +17,7 @@ SHARPNESS = 3
 CONTINUE, STEPS = 0.99, 20
 """The chance to walk on at each step, and how many steps there are."""
 KEPT = 300
-"""Entries of a row that are kept."""
+"""Entries of a row that are kept; `make bench ONLY=graph` says what that loses."""
 ROWS_AT_ONCE = 512
 
 
@@ -36,19 +36,19 @@ def transitions(similar: Similar) -> csr_matrix:
     return vstack([onward, (1 - CONTINUE) * identity(documents, np.float32)], format="csr")
 
 
-def neighbours(walk: csr_matrix, rows: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+def neighbours(walk: csr_matrix, rows: NDArray[np.int64], count: int, kept: int = KEPT) -> list[NDArray[np.int64]]:
     """For each of `rows` the at most `count` other documents that are met most, the first one most of all."""
     blocks = (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
-    return [found for block in blocks for found in _most_met(walk, block, count)]
+    return [found for block in blocks for found in _most_met(walk, block, count, kept)]
 
 
-def _most_met(walk: csr_matrix, rows_n: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+def _most_met(walk: csr_matrix, rows_n: NDArray[np.int64], count: int, kept: int) -> list[NDArray[np.int64]]:
     ones = np.ones(len(rows_n), np.float32)
     start = csr_matrix((ones, rows_n, np.arange(len(rows_n) + 1)), shape=(len(rows_n), walk.shape[1]))
     chances = start
     for _ in range(STEPS):
         # One product of both moves: to add the returns afterwards would take scipy a third of the time of a step.
-        chances = _largest(hstack([chances, start], format="csr") @ walk, KEPT)
+        chances = _largest(hstack([chances, start], format="csr") @ walk, kept)
     found = []
     for row, document in enumerate(rows_n):
         others, met = _row(chances, row)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from jobs.config import RunConfig, load_config
 from jobs.run import run
+from pipelines.artifact import Artifact
 from pipelines.encode import encode
 from pipelines.evaluate import evaluate
 from pipelines.index import index
@@ -77,6 +78,12 @@ class Study:
         self._corpus = self.folder / "corpus.parquet"
         if not self._corpus.exists():
             pq.write_table(_split(protocol), self._corpus, row_group_size=2000)
+
+    def shards(self) -> Artifact:
+        """The tokenized documents that the recipe learns from."""
+        shared = self.folder / _name([], "shared")
+        run(self._config([]).model_copy(update={"out": shared}), last="tokenize")
+        return Artifact.open(shared / "shards", "shards")
 
     def measure(self, settings: Sequence[str] = (), seed: int = 0) -> Measured:
         """Train with these settings, as `--set` takes them, and ask the other part."""

@@ -6,6 +6,8 @@ a while: personalised PageRank (Page et al. 1999; Haveliwala 2002) under the sym
 grow with the square of the corpus. Shapes: N documents, n of a block, k joined to each, M neighbours.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, diags, hstack, identity, vstack
@@ -14,11 +16,28 @@ from pipelines.neighbours.similar import Similar
 
 SHARPNESS = 3
 """Edges weigh the similarity to this power."""
-CONTINUE, STEPS = 0.99, 20
-"""The chance to walk on at each step, and how many steps there are."""
-KEPT = 300
-"""Entries of a row that are kept; `make bench ONLY=graph` says what that loses."""
+CONTINUE = 0.99
+"""The chance to walk on at each step."""
 ROWS_AT_ONCE = 512
+
+
+class Reach(NamedTuple):
+    """How far a walk goes: its steps, and how many of the largest entries of a row are kept after each."""
+
+    steps: int
+    kept: int
+
+
+FAR, NEAR, MANY = Reach(steps=30, kept=600), Reach(steps=20, kept=300), 50_000
+"""Of up to so many documents, and of more, where a far walk would take the longest of all stages."""
+DOCUMENTS_PER_KEPT, LEAST_KEPT = 15, 100
+"""One of so many is kept at most: in a small corpus a walk that keeps more forgets where it began."""
+
+
+def reach_among(documents: int, count: int) -> Reach:
+    """How far to walk where so many neighbours are wanted of each document."""
+    reach = FAR if documents <= MANY else NEAR
+    return reach._replace(kept=max(2 * count, LEAST_KEPT, min(reach.kept, documents // DOCUMENTS_PER_KEPT)))
 
 
 def transitions(similar: Similar) -> csr_matrix:
@@ -36,19 +55,22 @@ def transitions(similar: Similar) -> csr_matrix:
     return vstack([onward, (1 - CONTINUE) * identity(documents, np.float32)], format="csr")
 
 
-def neighbours(walk: csr_matrix, rows: NDArray[np.int64], count: int, kept: int = KEPT) -> list[NDArray[np.int64]]:
+def neighbours(
+    walk: csr_matrix, rows: NDArray[np.int64], count: int, reach: Reach | None = None
+) -> list[NDArray[np.int64]]:
     """For each of `rows` the at most `count` other documents that are met most, the first one most of all."""
+    reach = reach or reach_among(walk.shape[1], count)
     blocks = (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
-    return [found for block in blocks for found in _most_met(walk, block, count, kept)]
+    return [found for block in blocks for found in _most_met(walk, block, count, reach)]
 
 
-def _most_met(walk: csr_matrix, rows_n: NDArray[np.int64], count: int, kept: int) -> list[NDArray[np.int64]]:
+def _most_met(walk: csr_matrix, rows_n: NDArray[np.int64], count: int, reach: Reach) -> list[NDArray[np.int64]]:
     ones = np.ones(len(rows_n), np.float32)
     start = csr_matrix((ones, rows_n, np.arange(len(rows_n) + 1)), shape=(len(rows_n), walk.shape[1]))
     chances = start
-    for _ in range(STEPS):
+    for _ in range(reach.steps):
         # One product of both moves: to add the returns afterwards would take scipy a third of the time of a step.
-        chances = _largest(hstack([chances, start], format="csr") @ walk, kept)
+        chances = _largest(hstack([chances, start], format="csr") @ walk, reach.kept)
     found = []
     for row, document in enumerate(rows_n):
         others, met = _row(chances, row)

@@ -21,7 +21,7 @@ from pipelines.evaluation.references import unit_rows
 from pipelines.files.arrow import record_batches
 from pipelines.graph import GraphConfig, graph
 from pipelines.lsi import fit_lsi
-from pipelines.neighbours.diffusion import KEPT, neighbours, transitions
+from pipelines.neighbours.diffusion import Reach, neighbours, reach_among, transitions
 from pipelines.neighbours.similar import Similarity
 from pipelines.neighbours.word_matrix import WordMatrix
 from pipelines.scatter import cluster
@@ -44,12 +44,13 @@ def main() -> Iterator[dict[str, object]]:
 
 def _walk(shards: Artifact, labels: list[list[str]], folder: Path) -> dict[str, object]:
     walk, rows = _transitions(shards, folder), np.arange(len(labels))
+    steps, kept = reach_among(len(labels), NEIGHBOURS)
     began = time.monotonic()
     ours = neighbours(walk, rows, NEIGHBOURS)
     between = time.monotonic()
-    theirs = neighbours(walk, rows, NEIGHBOURS, kept=len(labels))
+    theirs = neighbours(walk, rows, NEIGHBOURS, Reach(steps, kept=len(labels)))
     seconds = [round(between - began, 1), round(time.monotonic() - between, 1)]
-    return _line(f"walk, {KEPT} entries of a row kept against all", ours, theirs, labels) | {"seconds": seconds}
+    return _line(f"walk, {kept} entries of a row kept against all", ours, theirs, labels) | {"seconds": seconds}
 
 
 def _candidates(shards: Artifact, labels: list[list[str]], folder: Path) -> dict[str, object]:

@@ -16,7 +16,7 @@ from pipelines.embed import EmbedConfig, embed
 from pipelines.embeddings import Embeddings
 from pipelines.files.arrow import record_batches
 from pipelines.graph import GraphConfig, graph
-from pipelines.neighbours.diffusion import CONTINUE, SHARPNESS, STEPS, neighbours, transitions
+from pipelines.neighbours.diffusion import CONTINUE, SHARPNESS, Reach, neighbours, reach_among, transitions
 from pipelines.neighbours.similar import Similar, Similarity
 from pipelines.neighbours.word_matrix import WordMatrix
 from pipelines.neighbours.words import NeighbourWords, graph_table, require_shards
@@ -154,10 +154,10 @@ def test_the_walk_is_personalised_pagerank_on_the_normalised_graph() -> None:
     both = np.concatenate([CONTINUE * walk, (1 - CONTINUE) * np.eye(60)])
     np.testing.assert_allclose(transitions(similar).toarray(), both, atol=1e-6)
     met = np.eye(60)
-    for _ in range(STEPS):
+    for _ in range(7):
         met = CONTINUE * met @ walk + (1 - CONTINUE) * np.eye(60)
     np.fill_diagonal(met, -1)
-    for row, found in enumerate(neighbours(transitions(similar), np.arange(60), 8)):
+    for row, found in enumerate(neighbours(transitions(similar), np.arange(60), 8, Reach(7, 60))):
         np.testing.assert_allclose(met[row, found], -np.sort(-met[row])[:8], rtol=1e-4)
 
 
@@ -166,13 +166,23 @@ def test_keeping_the_largest_entries_of_a_row_finds_nearly_the_same_neighbours()
     near = np.where(topics[:, None] == topics, 1000.0, 1.0) * (1 - np.eye(600))
     joined = np.stack([dice.choice(600, 6, False, odds / odds.sum()) for odds in near])
     walk = transitions(Similar(joined, dice.random((600, 6)).astype(np.float32)))
-    whole, cut, fewest = (neighbours(walk, np.arange(100), 10, kept) for kept in (600, 60, 11))
+    whole, cut, fewest = (neighbours(walk, np.arange(100), 10, Reach(20, kept)) for kept in (600, 60, 11))
     assert shared(cut, whole) > 0.95 > 0.7 > shared(fewest, whole)
 
 
 def shared(some: Sequence[Iterable[int]], others: Sequence[Collection[int]]) -> float:
     """The share of each row of `others` that is in the same row of `some`, mean over rows."""
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(some, others, strict=True)]))
+
+
+@pytest.mark.parametrize(
+    ("documents", "count", "expected"),
+    [(300, 17, (30, 100)), (3000, 55, (30, 200)), (10_000, 100, (30, 600)), (1_000_000, 200, (20, 400))],
+)
+def test_a_walk_keeps_the_fewer_the_smaller_the_corpus_is(
+    documents: int, count: int, expected: tuple[int, int]
+) -> None:
+    assert reach_among(documents, count) == expected
 
 
 def test_a_document_that_nothing_joins_meets_nobody() -> None:

@@ -21,7 +21,7 @@ from pipelines.evaluation.references import unit_rows
 from pipelines.files.arrow import record_batches
 from pipelines.graph import GraphConfig, graph
 from pipelines.lsi import fit_lsi
-from pipelines.neighbours.diffusion import Reach, neighbours, reach_among, transitions
+from pipelines.neighbours.diffusion import NEAR, neighbours, reach_among, transitions
 from pipelines.neighbours.similar import Similarity
 from pipelines.neighbours.word_matrix import WordMatrix
 from pipelines.scatter import cluster
@@ -32,25 +32,29 @@ NEIGHBOURS = 100
 
 
 def main() -> Iterator[dict[str, object]]:
-    """A line for the walk and one for the candidates."""
+    """Two lines for the walk and one for the candidates."""
     for protocol in available():
         if protocol.name == "newsgroups by date":
             with cluster(), tempfile.TemporaryDirectory() as folder:
                 shards = Study(protocol, Path(folder)).shards()
                 labels = _column(shards, "labels")
-                yield _walk(shards, labels, Path(folder))
+                yield from _walks(shards, labels, Path(folder))
                 yield _candidates(shards, labels, Path(folder))
 
 
-def _walk(shards: Artifact, labels: list[list[str]], folder: Path) -> dict[str, object]:
+def _walks(shards: Artifact, labels: list[list[str]], folder: Path) -> Iterator[dict[str, object]]:
+    usual = reach_among(len(labels), NEIGHBOURS)
+    reaches = {"all": usual._replace(kept=len(labels)), "usual": usual, "large corpora": NEAR}
     walk, rows = _transitions(shards, folder), np.arange(len(labels))
-    steps, kept = reach_among(len(labels), NEIGHBOURS)
-    began = time.monotonic()
-    ours = neighbours(walk, rows, NEIGHBOURS)
-    between = time.monotonic()
-    theirs = neighbours(walk, rows, NEIGHBOURS, Reach(steps, kept=len(labels)))
-    seconds = [round(between - began, 1), round(time.monotonic() - between, 1)]
-    return _line(f"walk, {kept} entries of a row kept against all", ours, theirs, labels) | {"seconds": seconds}
+    found, seconds = {}, {}
+    for name, reach in reaches.items():
+        began = time.monotonic()
+        found[name] = neighbours(walk, rows, NEIGHBOURS, reach)
+        seconds[name] = round(time.monotonic() - began, 1)
+    for name in ("usual", "large corpora"):
+        steps, kept = reaches[name]
+        what = f"walk of {steps} steps, {kept} entries of a row kept ({name}), against {usual.steps} and all"
+        yield _line(what, found[name], found["all"], labels) | {"seconds": [seconds[name], seconds["all"]]}
 
 
 def _candidates(shards: Artifact, labels: list[list[str]], folder: Path) -> dict[str, object]:
@@ -80,7 +84,7 @@ def _line(
         "theirs": round(whole, 4),
         "unit": "purity of neighbours",
         "ratio": round(purity / whole, 4),
-        "at_least": 0.99,
+        "at_least": 0.98,
         "shared": round(float(shared), 3),
     }
 

@@ -31,7 +31,7 @@ class Reach(NamedTuple):
 FAR, NEAR, MANY = Reach(steps=30, kept=600), Reach(steps=20, kept=300), 50_000
 """Of up to so many documents, and of more, where a far walk would take the longest of all stages."""
 DOCUMENTS_PER_KEPT, LEAST_KEPT = 15, 100
-"""One of so many is kept at most: in a small corpus a walk that keeps more forgets where it began."""
+"""One of so many is kept, but so many at least: in a small corpus a walk that keeps more forgets where it began."""
 
 
 def reach_among(documents: int, count: int) -> Reach:

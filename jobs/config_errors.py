@@ -48,8 +48,11 @@ def _right_settings(place: tuple[int | str, ...], key: str, schema: dict[str, An
     here = _fields(place[:-1], schema)
     prefix = f"{section}." if section else ""
     near = difflib.get_close_matches(name, here, 1) or _elsewhere(name, schema)
-    if set(near) == {key}:
-        return f"; another kind has it: set {section}.kind"
+    if key in near:
+        kind = place[-2]
+        return (
+            f" of {kind}; another kind has it: set {section}.kind, or leave it out: --set '{section}={{kind: {kind}}}'"
+        )
     if near:
         return f"; nearest: {prefix if near[0] in here else ''}{near[0]}"
     return f"; {section or 'the file'} has {', '.join(here)}" if here else ""

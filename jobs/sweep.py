@@ -23,6 +23,7 @@ from jobs.sweep_results import Made, Result, facts, figures_of, made_before, req
 from pipelines.artifact import write_text
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import cluster, cores, scatter, shared_cluster
+from pipelines.storage import uri_of
 from vae_core.errors import LatentbitsError, Misuse, Stale
 
 SHARED = {
@@ -47,8 +48,11 @@ def sweep(asked: Sweep, progress: Progress = Silent()) -> dict[str, Any]:
     """Run every trial, and write `sweep.json` and `sweep.html` after each; returns what is in sweep.json.
 
     A trial that fails is among the results with its error. Raises Misuse for what cannot be varied, for an objective
-    that reports lack, and for more trials at once than the cluster has cores for; LatentbitsError where all failed.
+    that reports lack, for more trials at once than the cluster has cores for, and for an address as the place of the
+    results; LatentbitsError where all failed.
     """
+    if uri_of(asked.out):
+        raise Misuse(f"--out {asked.out}: trials share folders by links, which stores do not have; give a folder")
     trials = asked.chosen()
     configs = _configs(asked, trials)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -121,10 +125,15 @@ def _at_once(asked: Sweep, configs: dict[str, RunConfig], progress: Progress) ->
             waiting.append((name, config))
     progress.start("sweep", len(waiting), "trials")
     make_runner = partial(_make_runner, asked, Path.cwd())
-    for name, outcome in scatter(make_runner, waiting, workers=asked.parallel, running_stages=True):
+    outcomes = scatter(make_runner, waiting, workers=asked.parallel, running_stages=True, given_up=_given_up)
+    for name, outcome in outcomes:
         progress.advance(1, name)
         yield name, Outcome(_known(outcome.stages, made.get(name, {})), outcome.error)
     progress.finish()
+
+
+def _given_up(item: tuple[str, RunConfig], reason: LatentbitsError) -> tuple[str, Outcome]:
+    return item[0], Outcome({}, str(reason))
 
 
 def _require_cores(asked: Sweep, configs: dict[str, RunConfig]) -> None:

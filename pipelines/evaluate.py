@@ -42,7 +42,9 @@ class EvaluateConfig(Config):
 
     sample: int = Field(default=1000, ge=1, description="queries taken from the database where none are given")
     most: int = Field(default=20_000, ge=1, description="queries that are asked at most; of more a sample is taken")
-    seed: int = Field(default=0, description="of samples, of the baselines' random numbers, and of the bootstrap")
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="of samples, of the baselines' random numbers, and of the bootstrap"
+    )
     embeddings: Path | None = Field(
         default=None,
         description="folder that `embed` wrote for the database: its encoder's neighbours and codes are compared with",

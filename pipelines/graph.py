@@ -5,6 +5,7 @@ the most similar documents of each; and from the graph that these make the neigh
 Shapes: N documents, n of a part, D dimensions, S of a sketch.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, re
 from pipelines.embeddings import Embeddings
 from pipelines.evaluation.references import unit_rows
 from pipelines.lsi import fit_lsi
-from pipelines.neighbours.diffusion import ROWS_AT_ONCE, neighbours, transitions
+from pipelines.neighbours.diffusion import ROWS_AT_ONCE, neighbours, reach_among, transitions
 from pipelines.neighbours.nearest import Nearest
 from pipelines.neighbours.similar import Similar, Similarity
 from pipelines.neighbours.word_matrix import WordMatrix
@@ -35,7 +36,8 @@ COMPARED_WITH_ALL = 50_000
 """Documents up to which each one is compared with all others; beyond, with CANDIDATES of them."""
 CANDIDATES, SKETCH = 400, 192
 """How many, and the dimensions of the words' projection by which they are found."""
-BYTES_A_DOCUMENT = 6000
+BYTES_A_DOCUMENT, COPIES = 7000, 3
+"""Of disk, and how often an embedding is written in float32."""
 WORDS_OF_AN_EMBEDDING = 32
 """Different words from which on those of a text tell its neighbours better than a sentence encoder does.
 
@@ -52,14 +54,16 @@ class GraphConfig(Config):
     embeddings_weight: float | None = Field(
         default=None,
         ge=0,
-        description="of the embeddings' cosine, where there are some; null: 32 by the words of the middle document",
+        description="of the embeddings' cosine, where there are some; null: 32 / the middle document's different words",
     )
-    joined: int = Field(default=10, ge=1, description="most similar documents that each one is joined to")
+    joined: int = Field(
+        default=10, ge=1, lt=CANDIDATES, description="most similar documents that each one is joined to"
+    )
     neighbours: int | None = Field(
         default=None, ge=1, description="of a document; null: the root of their number, from 10 to 100"
     )
     words: int = Field(default=512, ge=1, description="of a document's neighbours that are kept, the most frequent")
-    seed: int = Field(default=0, description="of LSI and random projections")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of LSI and random projections")
     workers: int | None = Field(default=None, ge=1, description="null: one for each core of the cluster")
 
 
@@ -87,11 +91,12 @@ def graph(
         )
     beside = Embeddings.open(embeddings, source) if embeddings else None
     inputs = [source.as_input("shards"), *([beside.artifact.as_input("embeddings")] if beside else [])]
-    settings = config.model_dump(mode="json", exclude={"workers"})
+    reach = reach_among(documents, _neighbours(config, documents))._asdict()
+    settings = config.model_dump(mode="json", exclude={"workers"}) | {"reach": reach}
     draft = begin(out, Plan(kind="graph", config=settings, inputs=tuple(inputs)), overwrite=overwrite)
     if isinstance(draft, Artifact):
         return draft
-    require_disk(out, needed=BYTES_A_DOCUMENT * documents)
+    require_disk(out, needed=(BYTES_A_DOCUMENT + 4 * COPIES * (beside.dimensions if beside else 0)) * documents)
     progress.start("graph", 2 * documents, "documents")
     progress.advance(0, "latent topics")
     _write_space(draft.scratch, source, beside, config)
@@ -158,8 +163,7 @@ def _write_walk(scratch: Path, documents: int, config: GraphConfig, progress: Pr
     progress.advance(documents - sum(len(rows) for _, rows in waiting))
     for count in scatter(partial(_make_searcher, scratch, config, joined), waiting, workers=config.workers):
         progress.advance(count)
-    found = [np.load(path) for path in pieces]
-    similar = Similar(*(np.concatenate([part[name] for part in found]) for name in ("rows", "scores")))
+    similar = Similar(*(np.concatenate(found) for found in zip(*map(_read_similar, pieces), strict=True)))
     with replacing(scratch / "moves.npz") as temporary, temporary.open("wb") as file:
         save_npz(file, transitions(similar), compressed=False)
 
@@ -185,6 +189,11 @@ def _write_similar(similarity: Similarity, joined: int, item: tuple[Path, range]
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, rows=similar.rows.astype(np.int32), scores=similar.scores)
     return len(rows)
+
+
+def _read_similar(path: Path) -> Similar:
+    with np.load(path) as found:
+        return Similar(found["rows"], found["scores"])
 
 
 def _write_parts(draft: Draft, documents: int, config: GraphConfig, progress: Progress) -> list[Part]:
@@ -222,10 +231,21 @@ def _write_rows(path: Path, rows: int, width: int, read: Callable[[NDArray[np.in
     """A matrix in a .npy file, made a block of rows at a time."""
     with replacing(path) as temporary:
         matrix = np.lib.format.open_memmap(temporary, "w+", np.float32, (rows, width))
+        _reserve(temporary)
         for start in range(0, rows, ROWS_OF_A_PART):
             here = np.arange(start, min(start + ROWS_OF_A_PART, rows))
             matrix[here[0] : here[-1] + 1] = read(here)
         matrix.flush()
+
+
+def _reserve(path: Path) -> None:
+    """Have the disk give all of a file at once: where it is full, writing into a mapped hole would end the process."""
+    with path.open("rb+") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            error.filename = str(path)
+            raise
 
 
 def _write_index(path: Path, vectors_ND: NDArray[np.float32]) -> None:

@@ -33,6 +33,7 @@ from pipelines.progress import Progress, Silent
 from pipelines.scatter import cluster, cores, packed, unpacked
 from pipelines.shards import distinct_labels
 from pipelines.tracking import NoTracking, Tracker
+from pipelines.training.batches import held_out_count
 from pipelines.training.carrier import carried_up, fetch_left, leave, mirror, refresh, withdraw
 from pipelines.training.engine import PretrainConfig
 from pipelines.training.phases import Job, Schedule
@@ -76,7 +77,8 @@ def pretrain(
     Raises Misuse where the settings cannot be met, and LatentbitsError where training failed.
     """
     source = Artifact.open(shards, "shards")
-    config.require_shares(source.manifest.statistics["documents"])
+    documents = source.manifest.statistics["documents"]
+    config.require_shares(documents - held_out_count(documents, config.held_out))
     _require_documents(model, source)
     _require_gathered(model, config)
     for phase in config.all_phases:
@@ -92,7 +94,7 @@ def pretrain(
     if isinstance(draft, Artifact):
         return draft
     sized = _sized(model, source, beside)
-    schedule = Schedule.of(config, source.manifest.statistics["documents"], model.latent)
+    schedule = Schedule.of(config, documents, model.latent)
     if not (fetch_left(draft.scratch) or (draft.scratch / EXPORT).exists()):
         require_disk(out, needed=500_000_000)
         tracking.params("pretrain", artifact.flat(settings))
@@ -111,9 +113,9 @@ def _require_documents(model: Composition, shards: Artifact) -> None:
     documents, bits = shards.manifest.statistics["documents"], getattr(model.latent, "bits", 0)
     if documents < bits:
         sensible = max(8, documents // 4 // 8 * 8)
+        fewer = f"set model.latent.bits to {sensible}, or " if documents >= sensible else ""
         raise Misuse(
-            f"{shards.path} has {documents} documents, too few to learn {bits} bits from; set model.latent.bits to "
-            f"{sensible}, or add documents"
+            f"{shards.path} has {documents} documents, too few to learn {bits} bits from; {fewer}add documents"
         )
 
 

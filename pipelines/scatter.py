@@ -36,12 +36,14 @@ def scatter(
     *,
     workers: int | None = None,
     running_stages: bool = False,
+    given_up: Callable[[Item, LatentbitsError], Result] | None = None,
 ) -> Iterator[Result]:
     """Results of a pool of one-core workers over `items`, as they come.
 
     `make_worker` runs once in each process and returns the function that is called with each item: load a model
     there, not for each item. An item whose process or node was lost is tried again in another, RETRIES times. Where
     cores are held by others, those that are free work, and what is waited for is told.
+    Of an item that is lost once more the result is `given_up` of it and the reason; without that, the reason is raised.
     Workers `running_stages` hold no core themselves: each has an equal share of the cluster's for its stages.
     Raises what the worker raised where that is a LatentbitsError, and otherwise one that names the item; Misuse where
     workers that run stages are more than the cores.
@@ -52,7 +54,7 @@ def scatter(
     with cluster():
         count = min(len(items), _asked(workers, running_stages), SHARE.get() or len(items))
         share = _share_of(count) if running_stages else None
-        pool = _Pool(packed(make_worker), share, count)
+        pool = _Pool(packed(make_worker), share, count, given_up)
         try:
             yield from pool.results(items)
         finally:  # an error's traceback would keep them, and with them the cores that the next call waits for
@@ -111,11 +113,18 @@ def _share_of(count: int) -> int:
 class _Pool:
     """Actors, of which some work and some are still to be placed; what one of them loses, another does."""
 
-    def __init__(self, make_worker: bytes, share: int | None, count: int) -> None:
+    def __init__(
+        self,
+        make_worker: bytes,
+        share: int | None,
+        count: int,
+        given_up: Callable[[Any, LatentbitsError], Any] | None,
+    ) -> None:
         import ray
 
         self.actor = ray.remote(num_cpus=0 if share else 1)(_Worker)
         self.arguments = (make_worker, share)
+        self.given_up = given_up
         self.starting: dict[Any, Any] = {}
         self.busy: dict[Any, tuple[Any, int]] = {}
         self.idle: list[Any] = []
@@ -175,22 +184,30 @@ class _Pool:
         try:
             result, error, published = ray.get(reference)
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError) as death:
-            self.lost[number] += 1
-            if self.lost[number] > RETRIES:
-                raise LatentbitsError(
-                    f"a worker process died {RETRIES + 1} times on the same item, most often for lack of memory: "
-                    f"{_shortened(items[number])}: {_last_line(death)}"
-                ) from death
-            logger.warning("a worker was lost on %s, which is done again", _shortened(items[number]))
-            waiting.appendleft(number)
             ray.kill(actor)
             self._start()
+            yield from self._lost(number, items, waiting, death)
             return
         self.idle.append(actor)
         if error is not None:
             raise error
         fetch_published(published)
         yield result
+
+    def _lost(self, number: int, items: Sequence[Any], waiting: deque[int], death: Exception) -> Iterator[Any]:
+        """Have the item done again, or give it up."""
+        self.lost[number] += 1
+        if self.lost[number] <= RETRIES:
+            logger.warning("a worker was lost on %s, which is done again", _shortened(items[number]))
+            waiting.appendleft(number)
+            return
+        reason = LatentbitsError(
+            f"a worker process died {RETRIES + 1} times on the same item, most often for lack of memory: "
+            f"{_shortened(items[number])}: {_last_line(death)}"
+        )
+        if self.given_up is None:
+            raise reason from death
+        yield self.given_up(items[number], reason)
 
 
 class _Worker:

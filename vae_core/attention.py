@@ -5,13 +5,18 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 
+def require_heads(width: int, heads: int) -> None:
+    """Raise ValueError where not all heads can be equally wide."""
+    if width % heads:
+        raise ValueError(f"width {width} cannot be divided among {heads} heads; set width to a multiple of heads")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, with extra key-value slots that every position sees."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} cannot be divided among {heads} heads")
+        require_heads(width, heads)
         self.heads = heads
         self.queries_keys_values = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)

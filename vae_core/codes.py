@@ -46,7 +46,7 @@ class PackedCodes:
 
     def unpack(self) -> Tensor:
         """The bits, (N, K) bool."""
-        shifts = torch.arange(8, device=self.bytes_NC.device)
+        shifts = torch.arange(8, dtype=torch.uint8, device=self.bytes_NC.device)
         return (self.bytes_NC.unsqueeze(-1) >> shifts & 1).flatten(1).bool()
 
 

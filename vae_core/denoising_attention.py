@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from vae_core.attention import require_heads
+
 
 class Mixture(NamedTuple):
     """Normals with diagonal variances: log weights (..., N), -inf for none; means and variances (..., N, P).
@@ -53,8 +55,7 @@ class DenoisingAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, dimensions: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} cannot be divided among {heads} heads")
+        require_heads(width, heads)
         self.noise = math.sqrt(width // heads)
         self.queries = nn.Linear(width, width)
         self.keys_HEP = nn.Parameter(torch.empty(heads, width // heads, dimensions))

@@ -55,7 +55,7 @@ class DiagnoseConfig(Config):
     probe_draws: int = Field(
         default=5, ge=0, description="of labelled documents that a classifier learns its labels from; 0: no classifier"
     )
-    seed: int = Field(default=0, description="of every draw")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of every draw")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,7 @@ from vae_core.diagnostics.units import UnitVariance
 from vae_core.generation import MixtureLatent
 from vae_core.topics import component_words
 
-CODES_AT_ONCE = 1 << 20
+CODES_AT_ONCE = 1 << 16
 WORDS = 8
 """Of each component, those that it raises most."""
 RATE_DOCUMENTS, RATED_AT_ONCE = 256, 8

@@ -48,9 +48,10 @@ def warnings(database: Database, queries: Queries, corpus: CorpusConfig | None, 
         found.append("No document has a label, so precision was not measured; set corpus.labels to the field of one.")
     elif not labelled:
         found.append("No query has a label, so precision was not measured; corpus.labels names the field of labels.")
-    elif _largest(database) == 1:
-        name = database.labels.names[0].as_py()
-        found.append(f"Every document has the label {name!r}: any ranking is right, and precision says nothing.")
+    elif (name := _shared_by_all(database)) is not None:
+        found.append(
+            f"Every labelled document has the label {name!r}: any ranking is right, and precision says nothing."
+        )
     elif labelled and _strange(database, queries):
         found.append("No query has a label that is in the database: no ranking can be right, and precision is 0.")
     if len(database) - (corpus is None) < 100:
@@ -75,10 +76,11 @@ def beaten(figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _largest(database: Database) -> float:
-    """The share of the labelled documents that the most frequent label is on."""
+def _shared_by_all(database: Database) -> str | None:
+    """The label that every labelled document has, if there is one."""
     counts = np.asarray(database.labels.matrix.sum(axis=0)).ravel()
-    return float(counts.max() / len(database.labels.labelled))
+    most = int(counts.argmax())
+    return str(database.labels.names[most]) if counts[most] == len(database.labels.labelled) else None
 
 
 def _strange(database: Database, queries: Queries) -> bool:

@@ -40,10 +40,9 @@ def read_queries(
     chance = np.random.default_rng(seed)
     kept: list[tuple[int, Document]] = []
     for seen, document in enumerate(_documents(corpus, labelled, progress)):
-        place = seen if seen < most else int(chance.integers(0, seen + 1))
-        if place == len(kept):
+        if seen < most:
             kept.append((seen, document))
-        elif place < most:
+        elif (place := int(chance.integers(0, seen + 1))) < most:
             kept[place] = (seen, document)
     progress.finish()
     documents = [document for _, document in sorted(kept, key=lambda one: one[0])]

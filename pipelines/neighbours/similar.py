@@ -15,6 +15,8 @@ from scipy.sparse import csr_matrix
 from pipelines.neighbours.word_matrix import WordMatrix
 
 ROWS_AT_ONCE = 256
+PAIRS_AT_ONCE = 5_000_000
+"""Of candidates and their words, some 25 bytes each: what bounds the memory where documents are long."""
 
 
 class Similar(NamedTuple):
@@ -46,11 +48,16 @@ class Similarity:
         """The k most similar other documents of those at `rows`; k is less than the number of candidates."""
         # All at once: FAISS finds those of 4,096 rows in a seventeenth of the time a row that 256 take.
         others = None if self._candidates is None else self._candidates(rows)
+        at_once = ROWS_AT_ONCE if others is None else self._rows_at_once(others)
         found = []
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            here = slice(start, start + ROWS_AT_ONCE)
+        for start in range(0, len(rows), at_once):
+            here = slice(start, start + at_once)
             found.append(self._among_all(rows[here], k) if others is None else self._among(rows[here], others[here], k))
         return Similar(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+    def _rows_at_once(self, others_nC: NDArray[np.int64]) -> int:
+        pairs = self._words.pairs(others_nC.ravel()) / len(others_nC)
+        return int(np.clip(PAIRS_AT_ONCE / max(1.0, pairs), 1, ROWS_AT_ONCE))
 
     def _among(self, rows_n: NDArray[np.int64], others_nC: NDArray[np.int64], k: int) -> Similar:
         scores_nC = self._weight * _products(self._words.rows(rows_n), self._words.rows(others_nC.ravel()))

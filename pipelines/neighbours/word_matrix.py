@@ -61,6 +61,10 @@ class WordMatrix:
         """How many different terms the middle document has."""
         return float(np.median(np.diff(self._offsets)))
 
+    def pairs(self, rows: NDArray[np.int64]) -> int:
+        """How many terms the documents at `rows` have together."""
+        return int((self._offsets[rows + 1] - self._offsets[rows]).sum())
+
     def rows(self, rows: NDArray[np.int64]) -> csr_matrix:
         """The documents at `rows`, in that order, (n, V)."""
         starts = self._offsets[rows]

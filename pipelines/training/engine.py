@@ -24,7 +24,7 @@ class PretrainConfig(Config):
     epochs: float | None = Field(
         default=None,
         gt=0,
-        description="times training goes through all documents; null: 1500 by the root of their number, 15 at 10,000, "
+        description="times training goes through all documents; null: 1500 / sqrt(their number), 15 at 10,000, "
         "and more for a bernoulli_mixture of under 64 bits, 24 at 16 bits",
     )
     batch_size: int = Field(default=256, ge=1, description="documents of one step, over all workers")
@@ -51,7 +51,7 @@ class PretrainConfig(Config):
     )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of training; bf16 needs zero_stage 1 to 3")
     gpus: bool = Field(default=False, description="one GPU for each worker")
-    seed: int = Field(default=0, description="of starting weights, noise and the order of documents")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of starting weights, noise and the order of documents")
     log_every: int = Field(default=10, ge=1, description="steps between lines of metrics.jsonl")
     checkpoint_every: int | None = Field(default=None, ge=1, description="steps; null: a twentieth of training")
 

@@ -113,7 +113,7 @@ def _step(run: PhaseRun, lag: Lag, watch: Watch, step: int, journal: "_Journal")
 
 def _means(step: int, parts: Loss, terms: Terms, *, coded: bool) -> dict[str, float]:
     """Loss and health over all workers. Collective. Raises Diverged where the loss is not a number."""
-    active = (terms.posterior.means.var(dim=0) > 0.01).sum() if coded else torch.zeros(())
+    active = (terms.posterior.means.var(dim=0) > 0.01).sum() if coded else parts.total.new_zeros(())
     sums = torch.stack([x.detach().float() for x in (parts.total, parts.distortion, parts.rate, active)])
     dist.all_reduce(sums)
     total, distortion, rate, units = (sums / dist.get_world_size()).tolist()

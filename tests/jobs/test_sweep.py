@@ -199,6 +199,11 @@ def test_what_no_trial_can_have_is_refused_before_anything_is_written(
     assert "--trials is 3" in refused("--vary", MADE, "--trials", "3")
 
 
+def test_an_address_for_the_results_is_refused_before_a_trial_is_run(tiny: Tiny) -> None:
+    with pytest.raises(Misuse, match=r"--out s3:/+bucket/sweep: trials share folders by links"):
+        sweep(asked(tiny, Path("s3://bucket/sweep"), MADE))
+
+
 def test_what_a_trial_raises_beside_our_errors_is_its_result(there: Path, tiny: Tiny) -> None:
     shutil.rmtree(there / "log_every=20")
     (there / "log_every=20").write_text("a file where a folder is to be")

@@ -1,5 +1,6 @@
 """Neighbours of documents with planted topics, and each step on the way against dense arithmetic."""
 
+import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from pipelines.artifact import UNFINISHED, Artifact
 from pipelines.embed import EmbedConfig, embed
 from pipelines.embeddings import Embeddings
 from pipelines.files.arrow import record_batches
-from pipelines.graph import GraphConfig, graph
+from pipelines.graph import GraphConfig, _reserve, graph
 from pipelines.neighbours.diffusion import CONTINUE, SHARPNESS, Reach, neighbours, reach_among, transitions
-from pipelines.neighbours.similar import Similar, Similarity
+from pipelines.neighbours.similar import PAIRS_AT_ONCE, Similar, Similarity
 from pipelines.neighbours.word_matrix import WordMatrix
 from pipelines.neighbours.words import NeighbourWords, graph_table, require_shards
 from vae_core.errors import Misuse, Stale
@@ -124,8 +125,11 @@ def test_the_matrix_on_disk_is_bm25_at_unit_length(shards: Artifact, tmp_path: P
     assert sum(block.shape[0] for block in words.blocks()) == len(words) == len(TEXTS)
 
 
-@pytest.mark.parametrize("among_all", [True, False])
-def test_the_most_similar_are_those_of_the_dense_products(shards: Artifact, tmp_path: Path, among_all: bool) -> None:
+@pytest.mark.parametrize(("among_all", "pairs_at_once"), [(True, 1), (False, PAIRS_AT_ONCE), (False, 1)])
+def test_the_most_similar_are_those_of_the_dense_products(
+    shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, among_all: bool, pairs_at_once: int
+) -> None:
+    monkeypatch.setattr("pipelines.neighbours.similar.PAIRS_AT_ONCE", pairs_at_once)
     words = WordMatrix.write(shards, tmp_path)
     topics = np.random.default_rng(0).standard_normal((len(words), 4)).astype(np.float32) / 4
     everyone = np.arange(len(words))
@@ -215,3 +219,20 @@ def test_refuses_other_shards_and_a_corpus_without_neighbours(made: Artifact, tm
         graph(few.path, tmp_path / "graph")
     with pytest.raises(Stale, match="is the graph of other shards"):
         require_shards(made, few)
+
+
+def test_a_graph_of_another_reach_is_another_graph(
+    made: Artifact, shards: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert graph(shards.path, made.path, CONFIG).fingerprint == made.fingerprint
+    monkeypatch.setattr("pipelines.neighbours.diffusion.FAR", Reach(steps=29, kept=600))
+    with pytest.raises(Stale, match=r"reach.steps|reach"):
+        graph(shards.path, made.path, CONFIG)
+
+
+def test_a_file_that_is_to_be_mapped_has_its_place_on_the_disk_before_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "hole").touch()
+    os.truncate(tmp_path / "hole", 1 << 20)
+    assert (tmp_path / "hole").stat().st_blocks == 0
+    _reserve(tmp_path / "hole")
+    assert (tmp_path / "hole").stat().st_blocks * 512 >= 1 << 20

@@ -293,6 +293,11 @@ def test_what_cannot_be_met_is_said_before_anything_starts(shards: Path, tmp_pat
     config = CONFIG.model_copy(update={"workers": 2, "accumulation": 250, "batch_size": 500})
     with pytest.raises(Misuse, match=r"400 documents cannot be shared out among 2 workers x 250"):
         pretrain(shards, tmp_path / "b", MODEL, config)
+    config = config.model_copy(update={"accumulation": 195, "batch_size": 390, "held_out": 0.5})
+    with pytest.raises(Misuse, match=r"200 documents cannot be shared out among 2 workers x 195"):
+        pretrain(shards, tmp_path / "c", MODEL, config)
+    with pytest.raises(ValidationError, match="less than 2147483648"):
+        PretrainConfig(seed=20250101120000)
     with pytest.raises(ValidationError, match=r"bf16 needs zero_stage 1, 2 or 3, got 0; set pretrain.zero_stage to 1"):
         PretrainConfig(precision="bf16")
     assert not list(tmp_path.iterdir())
@@ -303,6 +308,13 @@ def test_more_bits_than_documents_are_refused_with_what_is_sensible(shards: Path
     with pytest.raises(Misuse, match=r"learn 512 bits from; set model\.latent\.bits to \d+, or add documents"):
         pretrain(shards, tmp_path / "model", wide, PretrainConfig())
     assert not (tmp_path / "model").exists()
+
+
+def test_where_no_width_is_sensible_only_more_documents_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("one word\ntwo words\nthree words\n")
+    few = tokenize(CorpusConfig(files=(str(tmp_path / "few.txt"),)), tmp_path / "few", TokenizeConfig(subwords=300))
+    with pytest.raises(Misuse, match=r"has 3 documents, too few to learn 64 bits from; add documents$"):
+        pretrain(few.path, tmp_path / "model", Composition(), PretrainConfig())
 
 
 @pytest.mark.parametrize(("documents", "components"), [(100, 8), (11_314, 21), (1_000_000, 200), (100_000_000, 256)])

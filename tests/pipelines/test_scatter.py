@@ -106,6 +106,17 @@ def test_an_item_that_kills_every_process_ends_in_an_error_that_says_so() -> Non
         list(scatter(make, [1]))
 
 
+@pytest.mark.slow
+def test_an_item_that_kills_every_process_can_be_given_up_and_the_others_go_on() -> None:
+    def make() -> Callable[[int], str]:
+        return lambda item: os._exit(item) if item == 1 else f"{item} done"
+
+    found = set(scatter(make, [0, 1, 2], given_up=lambda item, reason: f"{item}: {reason}"))
+    assert {"0 done", "2 done"} < found
+    (lost,) = found - {"0 done", "2 done"}
+    assert lost.startswith("1: a worker process died 4 times on the same item")
+
+
 def test_workers_that_run_stages_at_once_do_not_wait_for_each_others_cores(tmp_path: Path) -> None:
     """Each holds a core until the other holds one too, and needs another item done: with more than a share each, two
     pools on two cores would wait for ever."""

@@ -3,14 +3,14 @@
 Shapes: S samples, B documents, T positions, M = S * B sequences, N components of P dimensions, D width, V tokens.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from vae_core.attention import Attention
+from vae_core.attention import Attention, require_heads
 from vae_core.batch import Batch
 from vae_core.config import Config
 from vae_core.decoders.autoregressive import Teacher, log_likelihood
@@ -26,6 +26,11 @@ class DenoisingAttentionDecoderConfig(Config):
     heads: int = Field(default=4, ge=1, description="attention heads of a block")
     positions: int = Field(default=128, ge=2, description="tokens of a document that are reconstructed")
     word_dropout: float = Field(default=0.0, ge=0, le=1, description="share of inputs hidden in training; 1: always")
+
+    @model_validator(mode="after")
+    def _heads_are_as_wide(self) -> Self:
+        require_heads(self.width, self.heads)
+        return self
 
 
 class DenoisingAttentionDecoder(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from vae_core.attention import Block
+from vae_core.attention import Block, require_heads
 from vae_core.batch import Batch
 from vae_core.config import Config
 from vae_core.decoders.autoregressive import Teacher, embedded, log_likelihood
@@ -30,9 +30,10 @@ class TransformerDecoderConfig(Config):
     window: int | None = Field(default=None, ge=1, description="inputs a layer sees, the last included; null: all")
 
     @model_validator(mode="after")
-    def _reads_z(self) -> Self:
+    def _fits(self) -> Self:
         if not self.memory_slots and not self.embedding:
             raise ValueError("the decoder must read z: set memory_slots above 0, or embedding to true")
+        require_heads(self.width, self.heads)
         return self
 
 

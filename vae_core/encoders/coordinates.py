@@ -5,7 +5,7 @@ Shapes: B documents, N ids of all of them, V terms, D dimensions.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
 from vae_core.batch import Ragged
 
@@ -21,8 +21,10 @@ class Coordinates(nn.Module):
 
     def forward(self, ids: Ragged, weights_N: Tensor) -> Tensor:
         """(B, D); of a document without a term that the corpus has, zeros."""
-        rows_ND = weights_N.unsqueeze(1) * self.vectors[ids.values]
-        summed_BD = rows_ND.new_zeros(len(ids.lengths), self.dimensions).index_add(0, ids.rows, rows_ND)
+        weights_N = weights_N.to(self.vectors.dtype)
+        summed_BD = embedding_bag(  # which holds no vector for each id, as index_add does
+            ids.values, self.vectors, ids.offsets, mode="sum", per_sample_weights=weights_N, include_last_offset=True
+        )
         return normalize(summed_BD, dim=1)
 
     def start_from(self, singular_VD: Tensor) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu
 
+from vae_core.attention import require_heads
 from vae_core.batch import Batch, Ragged
 from vae_core.config import Config
 from vae_core.encoders.coordinates import Coordinates
@@ -56,9 +57,11 @@ class TransformerEncoderConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _lsi_has_terms(self) -> "TransformerEncoderConfig":
+    def _fits(self) -> "TransformerEncoderConfig":
         if self.word_vectors == "lsi" and self.reads == "tokens":
             raise ValueError("LSI has vectors of terms, not of tokens; set encoder.word_vectors to learned")
+        if self.layers:
+            require_heads(self.width, self.heads)
         return self
 
 

@@ -54,7 +54,7 @@ class Objective(Config):
     decorrelation: float | None = Field(
         default=None,
         ge=0,
-        description="weight of unbalanced and of correlated bits; null: 160 by the bits of a bernoulli_mixture of "
+        description="weight of unbalanced and of correlated bits; null: 160 / bits for a bernoulli_mixture of "
         "under 64, else 0",
     )
     mmd: float = Field(default=0.0, ge=0, description="weight of the squared MMD between q(z) and p(z) (InfoVAE, WAE)")

@@ -47,7 +47,7 @@ class RunConfig(Config):
 
     out: Path = Field(default=Path("runs/run"), description="folder of the run; an artifact of each kind goes into it")
     corpus: CorpusConfig = CorpusConfig()
-    queries: QueriesConfig | None = None
+    queries: QueriesConfig | None = Field(default=None, description="what to ask with; null: the documents themselves")
     tokenize: TokenizeConfig = TokenizeConfig()
     embed: EmbedConfig = EmbedConfig()
     graph: GraphConfig | None = GraphConfig()

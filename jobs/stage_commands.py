@@ -116,7 +116,9 @@ def pretrain(
 ) -> None:
     """Shards to a model. Killed and called again, it goes on from its last checkpoint.
 
-    Example: `latentbits pretrain runs/mine/shards --out runs/mine/model --set model.latent.bits=128`
+    Without `--graph` the model learns from each document's own words alone, which costs precision.
+
+    Example: `latentbits pretrain runs/mine/shards --graph runs/mine/graph --out runs/mine/model`
     """
     with working() as progress:
         from jobs.config import load_config

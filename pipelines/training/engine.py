@@ -41,7 +41,9 @@ class PretrainConfig(Config):
         default=0.02, ge=0, lt=1, description="share of the documents, at most 1000, that tell when to stop; 0: none"
     )
     patience: int = Field(
-        default=5, ge=1, description="looks at the held-out documents without progress, after which training stops"
+        default=5,
+        ge=1,
+        description="looks without progress, of 20 at the held-out documents, after which training stops",
     )
     samples: int = Field(default=1, ge=1, description="of z drawn for each document in a step")
     workers: int = Field(default=1, ge=1, description="processes that train together; they share the cores")
@@ -53,7 +55,7 @@ class PretrainConfig(Config):
     gpus: bool = Field(default=False, description="one GPU for each worker")
     seed: int = Field(default=0, ge=0, lt=2**31, description="of starting weights, noise and the order of documents")
     log_every: int = Field(default=10, ge=1, description="steps between lines of metrics.jsonl")
-    checkpoint_every: int | None = Field(default=None, ge=1, description="steps; null: a twentieth of training")
+    checkpoint_every: int | None = Field(default=None, ge=1, description="steps; null: a twentieth of all, at least 50")
 
     @model_validator(mode="after")
     def _bf16_needs_zero(self) -> "PretrainConfig":

@@ -112,17 +112,21 @@ class Study:
 
     def _config(self, settings: Sequence[str]) -> RunConfig:
         fixed = [f"corpus.files=[{json.dumps(str(self._corpus))}]", "queries.where={split: [asks]}"]
+        fixed += ["corpus.id=id", "corpus.labels=labels"]
         fixed += ["tracking.enabled=false", f"out={json.dumps(str(self.folder / 'run'))}"]
         return load_config(self.protocol.recipe, [*fixed, "corpus.where={split: [learns]}", *settings])
 
 
 def available() -> list[Protocol]:
     """The protocols whose corpora are on this machine, or of these LATENTBITS_CORPORA; says which are not there."""
+    names = [protocol.name for protocol in PROTOCOLS]
+    wanted = os.environ.get("LATENTBITS_CORPORA", ",".join(names)).split(",")
+    if unknown := set(wanted) - set(names):
+        raise SystemExit(f"LATENTBITS_CORPORA has {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     here = [protocol for protocol in PROTOCOLS if corpus_file(protocol.file)]
     for missing in sorted({protocol.file for protocol in PROTOCOLS if protocol not in here}):
         sys.stderr.write(f"{missing} is not here; set LATENTBITS_DATA to the folder that has it\n")
-    wanted = os.environ.get("LATENTBITS_CORPORA")
-    return [protocol for protocol in here if wanted is None or protocol.name in wanted.split(",")]
+    return [protocol for protocol in here if protocol.name in wanted]
 
 
 def mean_of(found: Sequence[Measured], ranking: str) -> float:

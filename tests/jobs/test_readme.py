@@ -1,5 +1,6 @@
 """The README's commands, run as they stand there, in an empty folder, by someone who has nothing but the README."""
 
+import json
 import os
 import re
 import shlex
@@ -34,16 +35,26 @@ def as_run_here(command: list[str]) -> list[str] | None:
     return [str(Path(sys.executable).with_name("latentbits")), *command[1:]]
 
 
+WORDS = {"space": "orbit launch shuttle moon rocket", "cars": "engine wheel brake gear tyre"}
+
+
 def write_newsgroups(path: Path) -> None:
     """A corpus with the columns of the real one."""
-    words = {"space": "orbit launch shuttle moon rocket", "cars": "engine wheel brake gear tyre"}
     rows = [
         {"id": f"{group}{n}", "text": f"Subject: x\n\n{text} number{n % 7}", "labels": [group], "split": split}
         for n in range(200)
-        for group, text in words.items()
+        for group, text in WORDS.items()
         for split in ["train" if n % 4 else "test"]
     ]
     pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_documents(path: Path) -> None:
+    """A file of one's own."""
+    texts = [(n, text) for n in range(200) for text in WORDS.values()]
+    rows = [{"url": f"https://here/{row}", "text": f"{text} number{n % 7}"} for row, (n, text) in enumerate(texts)]
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.mark.slow
@@ -52,6 +63,7 @@ def test_every_command_of_the_readme_works_in_an_empty_folder(tmp_path):
     commands = readme_commands()
     assert ["make", "demo"] in commands
     write_newsgroups(tmp_path / "ng20.parquet")
+    write_documents(tmp_path / "docs" / "own.jsonl")
     environment = os.environ | {"COLUMNS": "120"}
     for command in filter(None, map(as_run_here, commands)):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

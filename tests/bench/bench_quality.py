@@ -35,7 +35,7 @@ def main() -> Iterator[dict[str, object]]:
                         "ratio": round(ours / theirs, 3),
                         "by_seed": [round(getattr(one, ranking), 4) for one in found],
                         "training_s": round(max(one.training_s for one in found)),
-                        "at_least": 1.0,
+                        "at_least": round(1 + protocol.lead / theirs, 3),
                     }
 
 

@@ -233,25 +233,41 @@ def test_models_are_placed_side_by_side_where_they_write_the_same(shards: Path, 
     ]
 
 
-def test_a_posterior_that_is_the_prior_is_called_collapsed(shards: Path, tmp_path: Path) -> None:
-    parts = Composition.model_validate(KINDS["gaussian"])
-    folder = write_model(tmp_path / "model", shards, parts).path
-    model = VAE.from_pretrained(folder)
+def model_of_one_posterior(folder: Path, shards: Path, means: list[float]) -> Path:
+    """A Gaussian model whose q(z | x) is N(means, I) for every document."""
+    model = VAE.from_pretrained(model_of("gaussian", shards))
     with torch.no_grad():
         for parameter in model.latent.parameters():
             parameter.zero_()
-    draft = begin(tmp_path / "collapsed", Plan(kind="model", config={}, inputs=()))
+        model.latent.head.mean.bias.copy_(torch.tensor(means))
+    draft = begin(folder, Plan(kind="model", config={}, inputs=()))
     assert isinstance(draft, Draft)
     model.save_pretrained(draft.path)
     Tokenizer.load(shards).save(draft.path)
-    draft.finish([], {})
-    made = diagnose(tmp_path / "collapsed", shards, tmp_path / "out", QUICK, compare=[folder])
+    return draft.finish([], {}).path
+
+
+def test_a_posterior_that_is_the_prior_is_called_collapsed(shards: Path, tmp_path: Path) -> None:
+    collapsed = model_of_one_posterior(tmp_path / "collapsed", shards, [0, 0, 0])
+    made = diagnose(collapsed, shards, tmp_path / "out", QUICK, compare=[model_of("gaussian", shards)])
     found = diagnosis_of(made)
     assert found["collapsed"]
     assert (found["rate"], found["active_units"]) == (0, 0)
     assert found["information"]["upper"] == pytest.approx(0, abs=1e-6)
     assert found["prior"]["p_value"] > 0.02
     assert "has collapsed" in Page(made.path / "diagnosis.html").words
+
+
+def test_a_posterior_beside_the_prior_is_told_from_it_by_the_number_that_differs(shards: Path, tmp_path: Path) -> None:
+    """The distribution functions of N(3, 1) and N(0, 1) are erf(3 / sqrt(8)) apart at most, in their middle."""
+    beside = model_of_one_posterior(tmp_path / "beside", shards, [0, 3, 0])
+    config = QUICK.model_copy(update={"documents": DOCUMENTS})
+    found = diagnosis_of(diagnose(beside, shards, tmp_path / "out", config))
+    assert found["kl_groups"] == pytest.approx([0, 4.5, 0], abs=1e-5)
+    prior = found["prior"]
+    assert (prior["p_value"], prior["differing"], prior["numbers"]) == (1 / 50, 1, 3)
+    assert prior["largest_effect"] == pytest.approx(math.erf(3 / math.sqrt(8)), abs=0.1)
+    assert prior["mmd_squared"] > 0.1
 
 
 PROBED = QUICK.model_copy(update={"documents": DOCUMENTS, "probe_draws": 3})

@@ -35,6 +35,7 @@ from pipelines.training.batches import digest, rows_of_step
 from pipelines.training.worker import CHECKPOINTS, METRICS, PretrainConfig
 from vae_core.errors import LatentbitsError, Misuse, Stale
 from vae_core.model import WEIGHTS_FILE, Composition, VAEConfig
+from vae_core.objectives import Objective
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 DOCUMENTS, TOPICS, BATCH, STEPS = 400, 4, 40, 200
@@ -170,6 +171,25 @@ def test_every_zero_stage_trains_alike(
     same_noise = workers == 2 and precision == "fp32"
     np.testing.assert_allclose(losses, expected, rtol=1e-4 if same_noise else 0.1)
     assert Encoder.load(artifact.path).bits == 16
+
+
+@pytest.mark.slow
+def test_steps_in_micro_batches_are_those_of_whole_batches(shards: Path) -> None:
+    """Nothing is random here, and the loss is a mean over documents. Blocks are left out: where they start their
+    gradient is next to zero, and Adam makes whole steps of its rounding.
+    """
+    quiet = Composition.model_validate(
+        {
+            "encoder": {"width": 16, "hidden": 32, "layers": 0, "dropout": 0, "term_dropout": 0},
+            "latent": {"bits": 16, "components": 4, "noise": False},
+        }
+    )
+    config = CONFIG.model_copy(update={"epochs": 1.0, "objective": Objective(decorrelation=0)})
+    whole, cut = (
+        pretrain(shards, shards.parent / f"in-{count}", quiet, config.model_copy(update={"accumulation": count})).path
+        for count in (1, 2)
+    )
+    torch.testing.assert_close(load_file(cut / WEIGHTS_FILE), load_file(whole / WEIGHTS_FILE), atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

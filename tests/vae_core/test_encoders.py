@@ -1,5 +1,7 @@
 """Encoders against one document at a time, attention written out, and the SVDs of NumPy and scikit-learn."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -147,11 +149,29 @@ def test_bag_of_words_is_a_layer_over_the_tfidf_row() -> None:
 
 
 @every_encoder
-def test_dropout_happens_in_training_only(config: EncoderConfig) -> None:
-    encoder = encoder_of(config)
+def test_dropout_of_the_hidden_layer_happens_in_training_only(config: EncoderConfig) -> None:
+    encoder = encoder_of(config.model_copy(update={"term_dropout": 0.0}))
     assert torch.equal(encode(encoder, LONG), encode(encoder, LONG))
     encoder.train()
     assert not torch.equal(encode(encoder, LONG), encode(encoder, LONG))
+
+
+@every_encoder
+@pytest.mark.parametrize("length", [1, 2])
+def test_each_word_is_unseen_in_its_share_of_trainings_steps_alone(config: EncoderConfig, length: int) -> None:
+    """Nothing is seen of 0.3 ** length of the documents, within 4.9 standard errors: a failure in a million seeds."""
+    encoder = encoder_of(config.model_copy(update={"dropout": 0.0, "term_dropout": 0.3}))
+    ids = (3, 5)[:length]
+    documents = [EMPTY, *[Document(dict.fromkeys(ids, 1), ids)] * 4000]
+
+    def unseen() -> float:
+        features = encode(encoder, documents)
+        return float(((features[1:] - features[0]).abs().amax(dim=1) < 1e-5).double().mean())
+
+    assert unseen() == 0
+    encoder.train()
+    share = 0.3**length
+    assert unseen() == pytest.approx(share, abs=4.9 * math.sqrt(share * (1 - share) / 4000))
 
 
 @pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS])

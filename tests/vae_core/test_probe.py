@@ -84,15 +84,19 @@ def test_scales_and_shifts_of_features_change_nothing_and_a_constant_one_neither
 
 
 def test_only_the_labelled_documents_are_looked_at() -> None:
-    """Others, however far away, leave the classifier as it was."""
-    x, y = overlapping(300)
-    order = torch.randperm(300, generator=generator(9))
-    far = x.clone()
-    far[order[100:]] += 1e6
-    kept = fitted(x[order[:100]], y[order[:100]], 4, 0.01)
-    moved = probe(far, y, generator(9), counts=(100,), draws=1)[0].mean
-    found = (kept.logits(far[order[100:]]).argmax(1) == y[order[100:]]).double().mean()
-    assert moved == pytest.approx(float(found), abs=0.02)
+    """With the others' labels turned over, what was right is wrong; one of them moved far away moves nothing else."""
+    x, y = overlapping(300, classes=2)
+    others = torch.randperm(300, generator=generator(9))[100:]
+    far, turned = x.clone(), y.clone()
+    far[others[0]] += 1e6
+    turned[others] = 1 - y[others]
+    plain, with_turned, with_far = (
+        probe(features, labels, generator(9), counts=(100,), draws=1)[0].mean
+        for features, labels in ((x, y), (x, turned), (far, y))
+    )
+    assert plain > 0.8
+    assert with_turned == pytest.approx(1 - plain)
+    assert with_far == pytest.approx(plain, abs=1.01 / len(others))
 
 
 def test_a_class_without_a_label_is_never_predicted_and_costs_its_documents() -> None:

@@ -48,7 +48,7 @@ class PretrainConfig(Config):
     samples: int = Field(default=1, ge=1, description="of z drawn for each document in a step")
     workers: int = Field(default=1, ge=1, description="processes that train together; they share the cores")
     accumulation: int = Field(
-        default=1, ge=1, description="micro-batches of a step, where one does not fit; decorrelation and MMD are of each"
+        default=1, ge=1, description="micro-batches of a step, where one does not fit; decorrelation, MMD are of each"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         default=0, description="what workers share out: 1 optimiser state, 2 also gradients, 3 also parameters"

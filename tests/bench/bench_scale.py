@@ -70,7 +70,7 @@ def write_corpus(path: Path, documents: int, length: int) -> None:
     with pq.ParquetWriter(path, pa.schema([("id", pa.string()), ("text", pa.string())])) as writer:
         for start in range(0, documents, AT_ONCE):
             rows = range(start, min(start + AT_ONCE, documents))
-            topics = [orders[first % TOPICS] for first in rows[::VERSIONS]]
+            topics = [orders[first // VERSIONS % TOPICS] for first in rows[::VERSIONS]]
             texts = [text for order in topics for text in _versions(dice, vocabulary, order, length)]
             ids = [f"d{row}" for row in rows]
             writer.write_table(pa.table([ids, texts[: len(ids)]], schema=writer.schema))

@@ -2,7 +2,7 @@
 
 A real server process, killed and started again. First beside steps that sleep 20 ms: the time that logging takes of
 theirs. Then beside a real training that logs every step: a document's time while the server is away, by its time
-before and after; and how many logged steps have no point at the server in the end.
+before and after. A logged step that has no point at the server in the end fails the benchmark.
 """
 
 import json
@@ -58,12 +58,18 @@ def _training(folder: Path) -> dict[str, object]:
         gone = _steps(metrics)
     time.sleep(OUTAGE_S)
     back = _steps(metrics)
+    waiting = len(_logged(metrics) - _points(folder))
     with server(folder, port):
         time.sleep(WARM_UP_S)  # the server's own start takes the cores
         again = _steps(metrics)
         time.sleep(BESIDE_S)
         training.send_signal(signal.SIGTERM)
         training.wait(PATIENCE_S)
+    if waiting < max(1, 0.9 * (back - gone)):
+        raise AssertionError(f"of {back - gone} steps in its outage the server lacked {waiting}: it was not away")
+    lost = len(_logged(metrics) - _points(folder))
+    if lost:
+        raise AssertionError(f"{lost} of {_steps(metrics)} points of a real training are lost")
     ours, theirs = _seconds(metrics, [(gone, back)]), _seconds(metrics, [(first, gone), (again, _steps(metrics))])
     return {
         "bench": f"tracking, {OUTAGE_S:.0f} s without a server in a real training",
@@ -74,7 +80,8 @@ def _training(folder: Path) -> dict[str, object]:
         "at_most": 1.01,
         "steps": _steps(metrics),
         "steps_in_outage": back - gone,
-        "lost": len(_logged(metrics) - _points(folder)),
+        "steps_waiting": waiting,
+        "lost": lost,
     }
 
 

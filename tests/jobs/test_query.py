@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
+from scipy.special import expit, log_softmax, logsumexp
 from text_encoder_files import write_text_encoder
-from tiny_run import Tiny
+from tiny_run import Said, Tiny
 
 from jobs.query import Asked, Wanted, answer, answer_code, answer_file, answer_id
 from pipelines.corpus import Document
@@ -207,6 +211,69 @@ def test_a_hit_is_explained_by_the_bits_that_decide(tiny: Tiny) -> None:
         assert why["weight"] == pytest.approx(1 - hit["distance"] / 16, abs=1e-4)
         assert why["component"]["hit"] == hit["component"]
         assert len(why["component"]["words"]) == 8
-    (text,) = answer(asked, ["ship storm"], Wanted(k=1, explain=True))
-    weights = [abs(bit["log_odds"]) for bit in text["hits"][0]["why"]["agreeing"]]
-    assert weights == sorted(weights, reverse=True)
+
+
+def test_the_bits_of_which_the_query_is_surest_are_said_with_the_words_of_the_decoder_s_columns(tiny: Tiny) -> None:
+    """A bit that is one has the words that its column raises most, one that is zero those that it lowers most."""
+    asked = Asked(tiny.folder / "index")
+    (found,) = answer(asked, ["ship storm"], Wanted(k=300, explain=True))
+    (log_odds,) = asked.index.text_log_odds(["ship storm"]).astype(np.float64)
+    bits = np.unpackbits(np.concatenate(asked.index.codes()), axis=1, bitorder="little")
+    ids, (weights, terms) = asked.index.column("id").to_pylist(), weights_and_terms(tiny)
+    columns = weights["decoder.words.weight"]
+    words = [[list(terms[np.argsort(sign * column)[:8]]) for sign in (1, -1)] for column in columns.T]
+    for hit in found["hits"]:
+        why, has = hit["why"], bits[ids.index(hit["id"])]
+        agrees = has == (log_odds > 0)
+        assert why["weight"] == pytest.approx(np.abs(log_odds)[agrees].sum() / np.abs(log_odds).sum(), abs=1e-4)
+        for name, some in (("agreeing", agrees), ("differing", ~agrees)):
+            surest = [bit for bit in np.argsort(-np.abs(log_odds)) if some[bit]][:5]
+            assert why[name] == [
+                {
+                    "bit": bit,
+                    "value": has[bit],
+                    "log_odds": pytest.approx(log_odds[bit], abs=1e-3),
+                    "words": words[bit][has[bit]],
+                }
+                for bit in surest
+            ]
+    assert len({hit["why"]["weight"] for hit in found["hits"]}) > 2
+
+
+def test_components_are_the_most_probable_of_the_codes_and_have_the_words_of_the_highest_lift(tiny: Tiny) -> None:
+    """Of a word v the lift is log p(v | E[z | c]) - log p(v), where p(v) is the mixture of the components' words."""
+    asked = Asked(tiny.folder / "index")
+    (found,) = answer(asked, ["ship storm"], Wanted(k=300, explain=True))
+    query = asked.index.text_log_odds(["ship storm"])
+    ids, (weights, terms) = asked.index.column("id").to_pylist(), weights_and_terms(tiny)
+    prior, log_shares = weights["latent.prior_log_odds"], log_softmax(weights["latent.prior_components"])
+    logits = expit(prior) @ weights["decoder.words.weight"].T + weights["decoder.words.bias"]
+    log_p = log_softmax(logits, axis=1)
+    lift = log_p - logsumexp(log_p + log_shares[:, None], axis=0)
+    codes = np.concatenate([np.packbits(query > 0, axis=1, bitorder="little"), *asked.index.codes()])
+    bits = np.unpackbits(codes, axis=1, bitorder="little")
+    of_query, *best = (bits @ prior.T - np.logaddexp(0, prior).sum(axis=1) + log_shares).argmax(axis=1).tolist()
+    components = [hit["why"]["component"] for hit in found["hits"]]
+    for hit, component in zip(found["hits"], components, strict=True):
+        assert component["hit"] == best[ids.index(hit["id"])]
+        assert component["words"] == list(terms[np.argsort(-lift[component["hit"]])[:8]])
+        assert (component["query"], component["same"]) == (of_query, component["hit"] == of_query)
+    assert len({component["hit"] for component in components}) > 1
+
+
+def test_an_index_is_tuned_on_the_queries_of_a_file(
+    tiny: Tiny, tmp_path: Path, latentbits: Callable[..., Said]
+) -> None:
+    (tmp_path / "q.txt").write_text("ship storm\n\nqqq zzz\nbread oven\n")
+    tune = ("index", "tune", tiny.folder / "index", "--input", tmp_path / "q.txt")
+    found = json.loads(latentbits(*tune, "--json").out)
+    assert (found["documents"], found["queries"], found["kinds"][0]["recall"]) == (300, 2, 1.0)
+    assert "measured on 300 documents and 2 queries" in latentbits(*tune).out
+    assert "nowhere: there is no such file" in latentbits(*tune[:-1], tmp_path / "nowhere").err
+
+
+def weights_and_terms(tiny: Tiny) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What the model's file holds, and its words."""
+    weights = load_file(tiny.folder / "model" / "model.safetensors")
+    terms = pq.read_table(tiny.folder / "model" / "vocabulary.parquet")["term"].to_pylist()
+    return {name: weight.astype(np.float64) for name, weight in weights.items()}, np.array(terms)

@@ -5,13 +5,16 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel
 
 from jobs.config import load_config, recipes
 from jobs.run import run
 from pipelines.artifact import Artifact
+from pipelines.shards import Shards
 from pipelines.training.worker import METRICS
 from vae_core.errors import Misuse
 from vae_core.model import VAE
@@ -68,11 +71,22 @@ def trained(recipe: str, folder: Path, text: Path, more: list[str]) -> Artifact:
 
 
 def assert_learned(model: Artifact) -> None:
-    """It took 200 steps or more, which lowered the distortion, and z is used."""
+    """It took 200 steps or more, which lowered the distortion, and z is used: texts are likelier by their own."""
     lines = [json.loads(line) for line in (model.path / METRICS).read_text().splitlines()]
     assert model.manifest.statistics["steps"] >= 200
     assert lines[-1]["distortion"] < 0.97 * lines[0]["distortion"]
     assert lines[-1]["rate"] > 0.5
+    gains = gains_by_own_z(model)
+    assert gains.mean() > 5 * gains.std() / len(gains) ** 0.5
+
+
+@torch.no_grad()
+def gains_by_own_z(model: Artifact) -> torch.Tensor:
+    """log p(x | z of x) - log p(x | z of the text before it, which is of another topic), (N,)."""
+    vae, shards = VAE.from_pretrained(model.path), Shards(Artifact.open(model.path.parent / "shards", "shards"))
+    rows = np.arange(len(shards))
+    own, other = (shards.batch(some, tokens=True) for some in (rows, np.roll(rows, 1)))
+    return vae.log_px(own, vae(own).z)[0] - vae.log_px(own, vae(other).z)[0]
 
 
 @pytest.mark.slow

@@ -6,14 +6,15 @@ import faiss
 import numpy as np
 import pytest
 from code_files import write_codes
+from service_files import write_index
 
 from pipelines.index import IndexConfig, index
 from pipelines.index_changes import add, compact, delete
 from pipelines.search import Index
 from pipelines.searching import scan as scanning
-from pipelines.searching.approximate import HnswConfig, IvfConfig, MultiHashConfig
+from pipelines.searching.approximate import FlatConfig, HnswConfig, IvfConfig, MultiHashConfig
 from pipelines.searching.scan import Queries, Scan
-from pipelines.searching.tuning import tune
+from pipelines.searching.tuning import Kind, _advice, tune
 from vae_core.errors import Misuse
 
 BITS = 64
@@ -102,7 +103,7 @@ def test_other_kinds_find_nearly_all_of_what_an_exact_search_does(
         add(tmp_path / "index", tmp_path / "more")
 
 
-def test_tuning_measures_recall_against_exact_and_takes_flat_where_nothing_is_faster(tmp_path: Path) -> None:
+def test_tuning_measures_recall_against_exact_and_takes_what_is_advised(tmp_path: Path) -> None:
     write_codes(tmp_path / "codes", clustered(3000))
     index(tmp_path / "codes", tmp_path / "index", IndexConfig())
     found = tune(tmp_path / "index", queries=40)
@@ -112,8 +113,46 @@ def test_tuning_measures_recall_against_exact_and_takes_flat_where_nothing_is_fa
     assert found.documents == 2960
     best = max(found.kinds[1:], key=lambda kind: kind.recall)
     assert best.recall > 0.9
-    assert found.take is flat or (found.take.recall >= 0.95 and found.take.ms < flat.ms)
-    assert found.as_dict()["take"]["kind"] == found.take.config.kind
+    assert (found.take, found.why) == _advice(found.kinds)
+    assert found.as_dict()["take"] == found.take.config.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("measured", "taken", "why"),
+    [
+        ([(0.96, 2.0)], 1, "5.0 times as fast as flat, with 96.0% of the exact answer"),
+        ([(0.94, 2.0)], 0, "no approximate kind finds 95% of the exact answer"),
+        ([(0.99, 9.0)], 0, "it is exact, and none with 95% of its answer is clearly faster"),
+        ([(0.94, 1.0), (0.99, 6.0), (0.95, 4.0)], 3, "2.5 times as fast as flat, with 95.0% of the exact answer"),
+        ([(0.94, 1.0), (0.99, 12.0)], 0, "it is exact, and none with 95% of its answer is clearly faster"),
+    ],
+)
+def test_the_fastest_kind_is_advised_of_those_that_find_enough_and_are_clearly_faster_than_flat(
+    measured: list[tuple[float, float]], taken: int, why: str
+) -> None:
+    """Of pairs of recall and milliseconds, after a flat kind that takes ten."""
+    kinds = [Kind(FlatConfig(), 1.0, 10.0, 100.0, 8.0, 0.0)]
+    kinds += [Kind(HnswConfig(look=32), recall, ms, 100.0, 300.0, 1.0) for recall, ms in measured]
+    take, said = _advice(kinds)
+    assert take is kinds[taken]
+    assert said == why
+
+
+def test_tuning_measures_on_no_more_documents_than_are_asked_for(tmp_path: Path) -> None:
+    write_codes(tmp_path / "codes", clustered(3000))
+    index(tmp_path / "codes", tmp_path / "index", IndexConfig(segment_documents=1700))
+    delete(tmp_path / "index", ["d5", "d2000"])
+    found = tune(tmp_path / "index", documents=500, queries=20)
+    assert (found.documents, found.queries, found.kinds[0].recall) == (500, 20, 1.0)
+
+
+def test_tuning_asks_the_texts_that_it_is_given_and_holds_no_document_out(tmp_path: Path) -> None:
+    made = write_index(tmp_path / "run")
+    found = tune(made.path, texts=["ship storm", "qqq zzz", "bread"], k=5)
+    assert (found.documents, found.queries, found.k) == (300, 2, 5)
+    assert (found.kinds[0].recall, max(kind.recall for kind in found.kinds[1:])) == (1.0, 1.0)
+    with pytest.raises(Misuse, match="knows no word of any of these queries"):
+        tune(made.path, texts=["qqq zzz"])
 
 
 def test_too_few_documents_to_tune_are_said(tmp_path: Path) -> None:

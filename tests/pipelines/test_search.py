@@ -9,7 +9,10 @@ import torch
 from code_files import write_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from service_files import write_index
 
+from pipelines.corpus import Document
+from pipelines.encoder import Encoder
 from pipelines.index import IndexConfig, index
 from pipelines.search import Index, Rank, hits, nearest_codes, require_model
 from pipelines.searching.scan import Scan
@@ -181,6 +184,54 @@ def test_within_finds_every_code_up_to_and_at_the_radius(tmp_path: Path, radius:
     expected = (bits_of(codes) != bits_of(codes[11:12])).sum(axis=1)
     np.testing.assert_array_equal(rows, np.flatnonzero(expected <= radius))
     np.testing.assert_array_equal(distances, expected[rows])
+
+
+@pytest.mark.parametrize("rank", ["log-odds", "hamming"])
+@pytest.mark.parametrize(("where", "passing"), [(None, slice(0, 300)), ("year >= 90", slice(90, 300))])
+def test_hits_within_a_radius_are_the_best_of_the_documents_that_pass_and_are_near_each_query(
+    tmp_path: Path, rank: Rank, where: str | None, passing: slice
+) -> None:
+    random = np.random.default_rng(6)
+    codes = random.integers(0, 256, (300, 2), dtype=np.uint8)
+    log_odds = random.normal(scale=3, size=(5, 16)).astype(np.float32)
+    opened = build(tmp_path, codes, segment_documents=70)
+    found = opened.within_radius(log_odds, 3, 3, rank, where)
+    distances = (bits_of(codes)[None] != (log_odds > 0)[:, None]).sum(axis=2)
+    near = np.zeros(distances.shape, bool)
+    near[:, passing] = distances[:, passing] <= 3
+    ordered = brute_force(codes, log_odds, 300, rank)
+    expected = [[row for row in rows if near[query, row]][:3] for query, rows in enumerate(ordered)]
+    assert [rows[rows >= 0].tolist() for rows in found.rows] == expected
+    assert min(map(len, expected)) < max(map(len, expected)) == 3
+    there = found.rows >= 0
+    assert (found.distances[there] == np.take_along_axis(distances, found.rows, axis=1)[there]).all()
+    assert (found.scores[~there] == -np.inf).all()
+
+
+def test_a_negative_radius_is_refused_and_one_of_nothing_finds_the_code_itself(tmp_path: Path) -> None:
+    opened = build(tmp_path, np.arange(30, dtype=np.uint8)[:, None])
+    with pytest.raises(Misuse, match="the radius must be at least 0 bits, got -1"):
+        opened.within_radius(np.ones((1, 8), np.float32), -1)
+    codes = np.concatenate([opened.log_odds_of_code(row) for row in (3, 17)])
+    assert opened.within_radius(codes, 0, 2).rows.tolist() == [[3, -1], [17, -1]]
+
+
+def test_texts_are_asked_by_the_log_odds_that_the_model_of_the_index_has_for_each(tmp_path: Path) -> None:
+    made = write_index(tmp_path / "run", segments=2)
+    opened, encoder = Index.open(made.path), Encoder.load(tmp_path / "run" / "model")
+    texts = ["ship storm", "qqq zzz", "bread oven flour moon"]
+    alone = [encoder.encode(encoder.tokenizer.table([Document("q", text, [], {}, "q", 1)])) for text in texts]
+    log_odds = np.concatenate([one.log_odds for one in alone])
+    assert np.abs(log_odds).max(axis=1).astype(bool).tolist() == [True, False, True]
+    np.testing.assert_allclose(opened.text_log_odds(texts), log_odds, rtol=1e-5, atol=1e-6)
+    found = opened.search(texts, 20)
+    expected = brute_force(np.concatenate(opened.codes()), log_odds, 20, "log-odds")
+    np.testing.assert_array_equal(found.rows[[0, 2]], expected[[0, 2]])
+    assert (found.rows[1] == -1).all()
+    assert opened.search(texts[2], 20).rows.tolist() == [found.rows[2].tolist()]
+    np.testing.assert_array_equal(opened.within_radius(texts, 3).rows, opened.within_radius(log_odds, 3).rows)
+    with pytest.raises(Misuse, match="the query is empty"):
+        opened.search(["ship", " "])
 
 
 def test_codes_outlive_the_index_that_they_were_read_from() -> None:

@@ -64,14 +64,15 @@ class Hits:
             for query, some in enumerate(listed)
             for rank, hit in enumerate(some, 1)
         ]
-        return pa.Table.from_pylist(rows) if rows else _NONE.empty_table()
+        metadata = pa.array([row["metadata"] for row in rows], None if rows else pa.struct([]))
+        return pa.Table.from_pylist(rows, schema=_COLUMNS).append_column("metadata", metadata)
 
     def to_pandas(self) -> "pd.DataFrame":
         """The same as a data frame."""
         return self.to_arrow().to_pandas()
 
 
-_NONE = pa.schema(
+_COLUMNS = pa.schema(
     [
         ("query", pa.int64()),
         ("rank", pa.int64()),

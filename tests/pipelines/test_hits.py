@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from code_files import write_codes
 
@@ -58,12 +59,20 @@ def test_queries_without_a_hit_have_no_rows_in_the_table(opened: Index) -> None:
 
 
 def test_a_table_of_no_hits_is_empty_and_has_the_columns_of_one_with_hits(opened: Index) -> None:
-    """But for the metadata, whose fields are an index's own."""
+    """Their types too, but for the fields of the metadata, which are an index's own."""
     found = opened.search(np.zeros((2, 8), np.float32))
-    assert len(found.to_pandas()) == 0
+    assert list(found.to_pandas().columns) == COLUMNS
     none, some = found.to_arrow(), opened.search(opened.log_odds_of_code(3)).to_arrow()
+    assert none.column_names == COLUMNS
     for name in COLUMNS[:-1]:
         assert none.schema.field(name).type == some.schema.field(name).type
+
+
+def test_labels_are_lists_of_strings_where_no_hit_has_one(tmp_path: Path) -> None:
+    write_codes(tmp_path / "codes", np.arange(30, dtype=np.uint8)[:, None], labels=[[] for _ in range(30)])
+    index(tmp_path / "codes", tmp_path / "index", IndexConfig())
+    opened = Index.open(tmp_path / "index")
+    assert opened.search(opened.log_odds_of_code(3)).to_arrow().schema.field("labels").type == pa.list_(pa.string())
 
 
 def test_hits_that_do_not_say_which_index_they_are_of_give_no_table() -> None:

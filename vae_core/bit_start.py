@@ -26,7 +26,7 @@ def start_bits(encoder: TransformerEncoder, latent: Latent, documents: Batch, tf
     if not encoder.placed_width or not isinstance(latent, BernoulliLatent | BernoulliMixtureLatent):
         return
     head, most = latent.log_odds, encoder.placed_width
-    coordinates_BD = encoder.placed(documents, documents.terms, tfidf_N)
+    coordinates_BD = encoder.placed(documents, *encoder.read(documents, tfidf_N))
     first = encoder.config.hidden
     for start in range(0, head.out_features, most):
         bits = slice(start, min(start + most, head.out_features))

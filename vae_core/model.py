@@ -93,10 +93,10 @@ class Composition(Config):
             return self
         if self.condition is None or self.condition.kind != "class":
             raise ValueError("attributes are the classes of a class-conditional model; set condition.kind to class")
-        if self.encoder.kind != "transformer" or self.encoder.reads != "tokens":
+        if self.encoder.kind != "transformer" or self.encoder.starts_from_lsi:
             raise ValueError(
-                "attributes need an encoder that reads soft tokens; set encoder.kind to transformer and "
-                "encoder.reads to tokens"
+                "attributes need an encoder that reads soft tokens; set encoder.kind to transformer, "
+                "encoder.reads to tokens and encoder.weights to even"
             )
         if self.decoder.kind not in ("transformer", "convolutional"):
             raise ValueError(
@@ -252,6 +252,11 @@ class VAE(nn.Module):
         return self.posterior_reads_tokens or self.decoder.reads_tokens
 
     @property
+    def starts_from_tokens(self) -> bool:
+        """Whether `start_from` looks at the sample's tokens, not only its terms."""
+        return isinstance(self.encoder, TransformerEncoder) and self.encoder.token_weights is not None
+
+    @property
     def posterior_reads_tokens(self) -> bool:
         """Whether `posterior` and `encode` read the tokens in order, not only the terms."""
         opening = self.config.condition is not None and self.config.condition.kind == "opening"
@@ -260,9 +265,9 @@ class VAE(nn.Module):
     def start_from(self, document_frequencies_V: Tensor, documents: int, sample: Batch | None = None) -> None:
         """Set what a first look at the corpus tells, before training.
 
-        idf = ln(documents / df) + 1; the decoder's biases, from the words' shares; and the encoder's term vectors,
-        from a truncated SVD of the `sample`'s TF-IDF: on small corpora this start is worth more than attention. Bits
-        start as LSI + ITQ has them (`start_bits`), and a pretrained encoder at its folder's weights.
+        idf = ln(documents / df) + 1; the decoder's biases, from the words' shares; and the encoder's vectors of terms
+        or tokens, from a truncated SVD of the `sample`'s TF-IDF: on small corpora this start is worth more than
+        attention. Bits start as LSI + ITQ has them (`start_bits`), and a pretrained encoder at its folder's weights.
         """
         frequencies = document_frequencies_V.double().clamp(min=1)
         self.idf.copy_((documents / frequencies).clamp(min=1).log() + 1)
@@ -270,7 +275,7 @@ class VAE(nn.Module):
             self.decoder.start_from(document_frequencies_V.double() * self.idf)
         if sample is not None and not isinstance(self.encoder, PretrainedEncoder) and self.encoder.joined is not None:
             self.encoder.joined.start_from(sample)
-        if sample is not None and isinstance(self.encoder, TransformerEncoder) and self.encoder.position is None:
+        if sample is not None and isinstance(self.encoder, TransformerEncoder) and self.encoder.config.starts_from_lsi:
             self.encoder.start_from(sample, self.idf)
             start_bits(self.encoder, self.latent, sample, sample.tfidf(self.idf))
         if isinstance(self.encoder, PretrainedEncoder):

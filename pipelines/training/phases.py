@@ -174,7 +174,7 @@ class PhaseRun:
         frequencies = torch.from_numpy(vocabulary["df"].to_numpy().astype("int64"))
         sample = self.rows(0, SAMPLE, config.seed)
         counted_on = int(vocabulary.schema.metadata[b"documents"])
-        model.start_from(frequencies, counted_on, self.shards.batch(sample, tokens=False))
+        model.start_from(frequencies, counted_on, self.shards.batch(sample, tokens=model.starts_from_tokens))
         return model
 
 

@@ -39,6 +39,7 @@ MODEL = {
     "encoder": {
         "kind": "transformer",
         "reads": "tokens",
+        "weights": "even",
         "width": 64,
         "hidden": 128,
         "grow_after": 0,

@@ -173,10 +173,10 @@ def _outcome(model: VAE, batch: Batch, z: Mixture, dropped: float) -> Outcome:
 
 
 def _model() -> VAE:
-    encoder = {"kind": "transformer", "reads": "tokens", "width": WIDTH, "heads": HEADS, "positions": 32}
+    encoder = {"kind": "transformer", "reads": "tokens", "weights": "even", "width": WIDTH, "heads": HEADS}
     decoder = {"kind": "denoising_attention", "width": WIDTH, "layers": 1, "heads": HEADS, "positions": 32}
     settings: dict[str, Any] = {
-        "encoder": encoder | {"dropout": 0.0, "term_dropout": 0.0, "grow_after": 0.0},
+        "encoder": encoder | {"positions": 32, "dropout": 0.0, "term_dropout": 0.0, "grow_after": 0.0},
         "latent": {"kind": "nonparametric", "dimensions": WIDTH},
         "decoder": decoder | {"word_dropout": 0.3},
     }

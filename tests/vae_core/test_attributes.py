@@ -26,7 +26,15 @@ NOTHING = {"code": 0, "latent": 0, "labelled": 0, "generated": 0}
 DOCUMENTS = random_documents(8, terms=5, tokens=TOKENS, longest=5)
 CLASSES = torch.tensor([0, 1, 2, 0, 1, 2, 0, -1])
 PARTS: dict[str, Any] = {
-    "encoder": {"reads": "tokens", "width": 8, "heads": 2, "hidden": 12, "segment": 8, "grow_after": 0},
+    "encoder": {
+        "reads": "tokens",
+        "weights": "even",
+        "width": 8,
+        "heads": 2,
+        "hidden": 12,
+        "segment": 8,
+        "grow_after": 0,
+    },
     "latent": {"kind": "gaussian", "dimensions": 3},
     "decoder": {"kind": "transformer", "width": 8, "heads": 2, "layers": 1, "positions": 6},
     "condition": {"kind": "class", "classes": ["a", "b", "c"], "width": 4},
@@ -282,6 +290,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"condition": None}, "set condition.kind to class"),
     ({"condition": {"kind": "opening"}}, "set condition.kind to class"),
     ({"encoder": {"reads": "terms"}}, "encoder.reads to tokens"),
+    ({"encoder": {"reads": "tokens"}}, "encoder.weights to even"),
     ({"encoder": {"kind": "bag_of_words"}}, "set encoder.kind to transformer"),
     ({"decoder": {"kind": "bag_of_words"}}, "set decoder.kind to transformer"),
 ]

@@ -1,6 +1,7 @@
 """Encoders against one document at a time, attention written out, and the SVDs of NumPy and scikit-learn."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from torch import Tensor
 from torch.nn.functional import gelu, relu
 
 from vae_core.attention import Block
-from vae_core.encoders import BagOfWordsEncoderConfig, Encoder, EncoderConfig, TransformerEncoderConfig, build_encoder
+from vae_core.encoders import (
+    BagOfWordsEncoderConfig,
+    Encoder,
+    EncoderConfig,
+    TransformerEncoderConfig,
+    build_encoder,
+    token_weights,
+)
 from vae_core.encoders.lsi import lsi_vectors
 from vae_core.encoders.transformer import TransformerEncoder
 
@@ -20,8 +28,9 @@ TERMS, TOKENS = 40, 30
 SMALL = {"width": 16, "layers": 2, "heads": 2, "hidden": 12, "segment": 8, "positions": 16}
 READS_TERMS = TransformerEncoderConfig(**SMALL, reads="terms")
 READS_TOKENS = TransformerEncoderConfig(**SMALL, reads="tokens")
+READS_EVENLY = TransformerEncoderConfig(**SMALL, reads="tokens", weights="even")
 BAG_OF_WORDS = BagOfWordsEncoderConfig(width=12)
-every_encoder = pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS, BAG_OF_WORDS])
+every_encoder = pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS, READS_EVENLY, BAG_OF_WORDS])
 
 SHORT = random_documents(6, terms=TERMS, tokens=TOKENS, longest=8)
 LONG = random_documents(6, terms=TERMS, tokens=TOKENS, longest=35, seed=3)
@@ -31,8 +40,8 @@ IDF = torch.linspace(1, 3, TERMS)
 def encoder_of(config: EncoderConfig) -> Encoder:
     torch.manual_seed(4)
     encoder = shaken(build_encoder(config, terms=TERMS, tokens=TOKENS), size=0.1).eval()
-    for buffer in encoder.buffers():
-        buffer.normal_()
+    for name, buffer in encoder.named_buffers():
+        buffer.uniform_(1, 3) if name.endswith("idf") else buffer.normal_()
     return encoder
 
 
@@ -69,9 +78,12 @@ def test_the_order_of_terms_does_not_matter(config: EncoderConfig) -> None:
     torch.testing.assert_close(reordered, encode(encoder, SHORT), atol=1e-5, rtol=1e-5)
 
 
-def test_the_order_of_tokens_matters() -> None:
-    encoder, document = encoder_of(READS_TOKENS), Document({}, (1, 2, 3, 4))
-    assert (encode(encoder, [backwards(document)]) - encode(encoder, [document])).abs().max() > 1e-3
+@pytest.mark.parametrize("config", [READS_TOKENS, READS_EVENLY])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_order_of_tokens_matters_to_blocks_alone(config: TransformerEncoderConfig, layers: int) -> None:
+    encoder, document = encoder_of(config.model_copy(update={"layers": layers})), Document({}, (1, 2, 3, 4))
+    moved = (encode(encoder, [backwards(document)]) - encode(encoder, [document])).abs().max()
+    assert moved > 1e-3 if layers else moved < 1e-5
 
 
 @every_encoder
@@ -107,6 +119,13 @@ def block_written_out(block: Block, x_TD: Tensor, weights_T: Tensor) -> Tensor:
     return x_TD + block.narrow(gelu(block.widen(block.wide_norm(x_TD))))
 
 
+def token_weight(encoder: TransformerEncoder, document: Document, token: int) -> float:
+    if encoder.token_weights is None:
+        return 1.0
+    count = document.tokens.count(token)
+    return (1 + math.log(count)) / count * float(encoder.token_weights.idf[token])
+
+
 def document_written_out(encoder: TransformerEncoder, document: Document) -> Tensor:
     """The encoder over one document, segment by segment."""
     if encoder.position is None:
@@ -114,7 +133,8 @@ def document_written_out(encoder: TransformerEncoder, document: Document) -> Ten
         weights = batch_of([document]).tfidf(IDF)
     else:
         ids = torch.tensor(document.tokens)
-        weights = torch.full((len(ids),), len(ids) ** -0.5)
+        weights = torch.tensor([token_weight(encoder, document, token) for token in document.tokens])
+        weights = weights / weights.norm()
     x = 10 * encoder.embedding(ids)
     if encoder.position is not None:
         x = x + torch.stack([encoder.position.weight[place % 16] for place in range(len(ids))])
@@ -131,7 +151,7 @@ def document_written_out(encoder: TransformerEncoder, document: Document) -> Ten
     return torch.cat([hidden, lies / lies.norm()])
 
 
-@pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS])
+@pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS, READS_EVENLY])
 def test_long_documents_are_attended_to_in_segments(config: TransformerEncoderConfig) -> None:
     encoder = encoder_of(config)
     assert max(len(document.counts) for document in LONG) > 3 * config.segment
@@ -174,12 +194,12 @@ def test_each_word_is_unseen_in_its_share_of_trainings_steps_alone(config: Encod
     assert unseen() == pytest.approx(share, abs=4.9 * math.sqrt(share * (1 - share) / 4000))
 
 
-@pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS])
+@pytest.mark.parametrize("config", [READS_TERMS, READS_TOKENS, READS_EVENLY])
 def test_blocks_join_when_their_share_of_training_is_done(config: TransformerEncoderConfig) -> None:
     encoder = encoder_of(config.model_copy(update={"grow_after": 0.5}))
     early, late = encode(encoder, LONG, progress=0.49), encode(encoder, LONG, progress=0.5)
     assert torch.equal(late, encode(encoder, LONG))
-    encoder.segments.blocks = torch.nn.ModuleList()
+    encoder.segments.blocks, encoder.position = torch.nn.ModuleList(), None
     assert torch.equal(early, encode(encoder, LONG))
     assert (early - late).abs().max() > 0.01
 
@@ -271,6 +291,45 @@ def test_word_vectors_that_are_to_stay_lsis_do_and_all_else_learns() -> None:
     assert same == {"embedding.weight"}
 
 
-def test_tokens_have_no_lsi_to_stay_at() -> None:
-    with pytest.raises(ValueError, match="LSI has vectors of terms, not of tokens"):
-        TransformerEncoderConfig(reads="tokens", word_vectors="lsi")
+def test_tokens_of_even_weights_have_no_lsi_to_stay_at() -> None:
+    with pytest.raises(ValueError, match=r"set encoder\.weights to tfidf"):
+        TransformerEncoderConfig(reads="tokens", weights="even", word_vectors="lsi")
+
+
+def with_tokens_as_terms(documents: list[Document]) -> list[Document]:
+    return [Document(dict(sorted(Counter(document.tokens).items())), document.tokens) for document in documents]
+
+
+def test_tokens_start_as_the_same_words_would_as_terms() -> None:
+    """Without blocks a text read in order is its set of words: LSI, coordinates and the hidden vector are the same."""
+    documents = with_tokens_as_terms(random_documents(90, tokens=TERMS, longest=30, seed=9))
+    documents += [EMPTY, documents[0]]
+    idf = torch.tensor([idf_of(token, documents) for token in range(TERMS)])
+    ordered = TransformerEncoder(READS_TOKENS.model_copy(update={"layers": 0}), TERMS).eval()
+    as_set = TransformerEncoder(READS_TERMS.model_copy(update={"layers": 0}), TERMS).eval()
+    batch = batch_of(documents)
+    for encoder in (ordered, as_set):
+        torch.manual_seed(2)  # of the randomised SVD
+        encoder.start_from(batch, idf)
+    as_set.load_state_dict(ordered.state_dict(), strict=False)
+    torch.testing.assert_close(ordered.token_weights.idf, idf)
+    in_order, in_sets = (encoder(batch, batch.tfidf(idf)) for encoder in (ordered, as_set))
+    torch.testing.assert_close(in_order, in_sets, atol=1e-5, rtol=1e-4)
+
+
+def idf_of(token: int, documents: list[Document]) -> float:
+    return 1 + math.log(len(documents) / sum(token in document.tokens for document in documents))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_tokens_are_counted_a_few_documents_at_a_time(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_weights, "AT_ONCE", at_once)
+    documents = with_tokens_as_terms([EMPTY, *random_documents(20, longest=30), EMPTY])
+    expected, (terms, counts) = batch_of(documents), token_weights.counted(batch_of(documents).tokens, TOKENS)
+    assert torch.equal(terms.values, expected.terms.values)
+    assert torch.equal(terms.offsets, expected.terms.offsets)
+    assert torch.equal(counts, expected.counts)
+    weights = token_weights.TokenWeights(TOKENS)(expected.tokens)
+    summed = torch.zeros(len(documents)).index_add(0, expected.tokens.rows, weights)
+    by_hand = [sum(1 + math.log(count) for count in document.counts.values()) for document in documents]
+    torch.testing.assert_close(summed, torch.tensor(by_hand))

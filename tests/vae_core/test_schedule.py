@@ -14,7 +14,8 @@ def model_of(seed: int, **parts: object) -> VAE:
 
 
 CONDITIONAL = {"condition": {"kind": "class", "classes": ["a", "b"]}, "latent": BernoulliMixtureConfig(bits=8)}
-CONTROLLED = {**CONDITIONAL, "attributes": {}, "encoder": {"reads": "tokens"}, "decoder": {"kind": "transformer"}}
+READS = {"reads": "tokens", "weights": "even"}
+CONTROLLED = {**CONDITIONAL, "attributes": {}, "encoder": READS, "decoder": {"kind": "transformer"}}
 
 
 def test_every_parameter_belongs_to_one_part_and_every_part_has_one() -> None:

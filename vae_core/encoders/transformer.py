@@ -18,6 +18,7 @@ from vae_core.encoders.joined import JoinedEmbedding
 from vae_core.encoders.lsi import truncated_svd, unit_rows
 from vae_core.encoders.segments import SegmentBlocks
 from vae_core.encoders.states import States, states_of
+from vae_core.encoders.token_weights import TokenWeights
 from vae_core.errors import Misuse
 
 EMBEDDING_SCALE = 10.0
@@ -31,6 +32,11 @@ class TransformerEncoderConfig(Config):
     reads: Literal["terms", "tokens"] = Field(
         default="terms", description="terms: the set of words, weighted by TF-IDF; tokens: the subwords in order"
     )
+    weights: Literal["tfidf", "even"] = Field(
+        default="tfidf",
+        description="tokens in order: tfidf, and their vectors start from LSI; even: alike, and learned from nothing, "
+        "for models that write texts",
+    )
     width: int = Field(default=256, ge=8, description="numbers a term or token is embedded in")
     word_vectors: Literal["learned", "lsi"] = Field(
         default="learned",
@@ -43,7 +49,7 @@ class TransformerEncoderConfig(Config):
     lsi: int = Field(
         default=64,
         ge=0,
-        description="coordinates of a set of words that the latent reads too, with a joined embedding beside them; "
+        description="coordinates of the weighted ids that the latent reads too, with a joined embedding beside them; "
         "its bits begin as ITQ has these; 0: none",
     )
     positions: int = Field(default=512, ge=1, description="tokens in order: how many positions are told apart")
@@ -58,11 +64,16 @@ class TransformerEncoderConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "TransformerEncoderConfig":
-        if self.word_vectors == "lsi" and self.reads == "tokens":
-            raise ValueError("LSI has vectors of terms, not of tokens; set encoder.word_vectors to learned")
+        if self.word_vectors == "lsi" and not self.starts_from_lsi:
+            raise ValueError("tokens of even weights have no vectors from LSI; set encoder.weights to tfidf")
         if self.layers:
             require_heads(self.width, self.heads)
         return self
+
+    @property
+    def starts_from_lsi(self) -> bool:
+        """Whether vectors start from a truncated SVD of the corpus, whose idf weighs the ids too."""
+        return self.reads == "terms" or self.weights == "tfidf"
 
 
 class TransformerEncoder(nn.Module):
@@ -74,14 +85,17 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.reads_tokens = config.reads == "tokens"
-        placed = bool(config.lsi) and config.reads == "terms" and not states
+        placed = bool(config.lsi) and config.starts_from_lsi and not states
         self.coordinates = Coordinates(vocabulary, config.lsi) if placed else None
         self.placed_width = config.lsi + (embeddings if config.joined else 0) if placed else 0
         self.width = config.width if states else config.hidden + self.placed_width
         self.embedding = nn.Embedding(vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=0.01)
         self.embedding.weight.requires_grad_(config.word_vectors == "learned")
-        self.position = nn.Embedding(config.positions, config.width) if config.reads == "tokens" else None
+        self.token_weights = TokenWeights(vocabulary) if self.reads_tokens and config.starts_from_lsi else None
+        self.position = nn.Embedding(config.positions, config.width) if self.reads_tokens and config.layers else None
+        if self.position is not None and config.starts_from_lsi:
+            nn.init.zeros_(self.position.weight)
         self.segments = SegmentBlocks(config.layers, config.width, config.heads, longest=config.segment)
         self.norm = nn.LayerNorm(config.width)
         self.hidden = None if states else nn.Linear(config.width, config.hidden)
@@ -94,7 +108,7 @@ class TransformerEncoder(nn.Module):
 
         With `states`, the ids' own vectors instead, neither pooled nor hidden.
         """
-        ids, weights_N = self._read(batch, tfidf_N)
+        ids, weights_N = self._seen(*self.read(batch, tfidf_N))
         x_ND = self._mixed(self.embedding(ids.values), ids, weights_N, progress)
         if self.hidden is None:
             return states_of(self.norm(x_ND), ids)
@@ -106,7 +120,7 @@ class TransformerEncoder(nn.Module):
     def placed(self, batch: Batch, ids: Ragged, weights_N: Tensor) -> Tensor:
         """Where documents lie by themselves, (B, placed_width): in LSI, and beside it in the joined encoder's space."""
         if self.coordinates is None:
-            raise Misuse("this encoder has no coordinates; set encoder.lsi, and encoder.reads to terms")
+            raise Misuse("this encoder has no coordinates; set encoder.lsi, and encoder.weights to tfidf")
         in_lsi_BD = self.coordinates(ids, weights_N)
         return in_lsi_BD if self.joined is None else torch.cat([in_lsi_BD, self.joined.centred(batch)], dim=1)
 
@@ -116,14 +130,22 @@ class TransformerEncoder(nn.Module):
         `ids` only says which place belongs to which text. Nothing is dropped, in training neither. A certain text has
         the vector of its tokens.
         """
-        if self.hidden is None or self.position is None:
-            raise Misuse("soft texts are read in order and as one vector; set encoder.reads to tokens")
+        if self.hidden is None or self.config.starts_from_lsi:
+            raise Misuse(
+                "soft texts are read in order, uncounted and as one vector; set encoder.reads to tokens and "
+                "encoder.weights to even"
+            )
         vectors_ND = tokens_NV.to(self.embedding.weight.dtype) @ self.embedding.weight
         weights_N = _of_unit_length(weights_N, ids)
         return self._pooled(self.hidden, self._mixed(vectors_ND, ids, weights_N, progress), ids, weights_N)
 
     def start_from(self, sample: Batch, idf_V: Tensor) -> None:
-        """Start the term vectors at V S of a truncated SVD of the sample's TF-IDF rows, each of unit length."""
+        """Start the vectors at V S of a truncated SVD of the sample's TF-IDF rows, each of unit length.
+
+        Tokens in order have an idf of their own, which is taken from the sample first.
+        """
+        if self.token_weights is not None:
+            sample, idf_V = self.token_weights.start_from(sample), self.token_weights.idf
         width = self.config.width
         lsi = 0 if self.coordinates is None else self.config.lsi
         right_VD, singular_D = truncated_svd(sample, idf_V, max(width, lsi))
@@ -133,22 +155,29 @@ class TransformerEncoder(nn.Module):
         with torch.no_grad():
             self.embedding.weight.copy_(vectors_VD * (0.1 / vectors_VD.std().clamp(min=1e-12)))
 
-    def _read(self, batch: Batch, tfidf_N: Tensor) -> tuple[Ragged, Tensor]:
+    def read(self, batch: Batch, tfidf_N: Tensor) -> tuple[Ragged, Tensor]:
+        """The ids that are read and what each counts, (N,)."""
+        if not self.reads_tokens:
+            return batch.terms, tfidf_N
+        if self.token_weights is None:
+            return batch.tokens, torch.ones_like(batch.tokens.values, dtype=self.norm.weight.dtype)
+        return batch.tokens, self.token_weights(batch.tokens)
+
+    def _seen(self, ids: Ragged, weights_N: Tensor) -> tuple[Ragged, Tensor]:
         """The ids seen in this pass and their weights, which have unit length over each document."""
-        ids, weights_N = (batch.terms, tfidf_N) if self.position is None else (batch.tokens, None)
         if self.training and self.config.term_dropout:
             kept_N = torch.rand(len(ids.values), device=ids.values.device) >= self.config.term_dropout
-            ids, weights_N = ids.keep(kept_N), None if weights_N is None else weights_N[kept_N]
-        if weights_N is None:
-            weights_N = torch.ones_like(ids.values, dtype=self.norm.weight.dtype)
+            ids, weights_N = ids.keep(kept_N), weights_N[kept_N]
         return ids, _of_unit_length(weights_N, ids)
 
     def _mixed(self, vectors_ND: Tensor, ids: Ragged, weights_N: Tensor, progress: float) -> Tensor:
         """The ids' vectors, (N, D), after the blocks, once these have joined."""
         x_ND = EMBEDDING_SCALE * vectors_ND
+        if progress < self.config.grow_after:
+            return x_ND
         if self.position is not None:
             x_ND = x_ND + self.position(ids.positions % self.config.positions)
-        return self.segments(x_ND, ids, weights_N) if progress >= self.config.grow_after else x_ND
+        return self.segments(x_ND, ids, weights_N)
 
     def _pooled(
         self, hidden: nn.Linear, x_ND: Tensor, ids: Ragged, weights_N: Tensor, beside: Tensor | float = 0.0

@@ -93,7 +93,7 @@ class Composition(Config):
             return self
         if self.condition is None or self.condition.kind != "class":
             raise ValueError("attributes are the classes of a class-conditional model; set condition.kind to class")
-        if self.encoder.kind != "transformer" or self.encoder.starts_from_lsi:
+        if self.encoder.kind != "transformer" or self.encoder.weights == "tfidf":
             raise ValueError(
                 "attributes need an encoder that reads soft tokens; set encoder.kind to transformer, "
                 "encoder.reads to tokens and encoder.weights to even"
@@ -275,7 +275,7 @@ class VAE(nn.Module):
             self.decoder.start_from(document_frequencies_V.double() * self.idf)
         if sample is not None and not isinstance(self.encoder, PretrainedEncoder) and self.encoder.joined is not None:
             self.encoder.joined.start_from(sample)
-        if sample is not None and isinstance(self.encoder, TransformerEncoder) and self.encoder.config.starts_from_lsi:
+        if sample is not None and isinstance(self.encoder, TransformerEncoder) and self.encoder.starts_from_lsi:
             self.encoder.start_from(sample, self.idf)
             start_bits(self.encoder, self.latent, sample, sample.tfidf(self.idf))
         if isinstance(self.encoder, PretrainedEncoder):

@@ -1,4 +1,4 @@
-"""The three encoders on the same corpora: P@100 at 64 bits, and documents encoded a second on one core.
+"""The encoders on the same corpora: P@100 at 64 bits, and documents encoded a second on one core.
 
 Each line compares an encoder with the default, the Transformer; LATENTBITS_SEEDS and LATENTBITS_CORPORA choose fewer.
 """
@@ -22,6 +22,8 @@ ENCODERS = {
     "Transformer": [],
     "without attention": ["model.encoder.layers=0"],
     "bag of words": ["model.encoder={kind: bag_of_words}"],
+    "tokens in order": ["model.encoder={kind: transformer, reads: tokens}"],
+    "tokens without attention": ["model.encoder={kind: transformer, reads: tokens, layers: 0}"],
 }
 
 DOCUMENTS = 2000

@@ -291,6 +291,11 @@ def test_word_vectors_that_are_to_stay_lsis_do_and_all_else_learns() -> None:
     assert same == {"embedding.weight"}
 
 
+def test_terms_are_always_weighted() -> None:
+    with pytest.raises(ValueError, match="terms are weighted by TF-IDF"):
+        TransformerEncoderConfig(weights="even")
+
+
 def test_tokens_of_even_weights_have_no_lsi_to_stay_at() -> None:
     with pytest.raises(ValueError, match=r"set encoder\.weights to tfidf"):
         TransformerEncoderConfig(reads="tokens", weights="even", word_vectors="lsi")

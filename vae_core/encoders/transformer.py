@@ -64,16 +64,13 @@ class TransformerEncoderConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "TransformerEncoderConfig":
-        if self.word_vectors == "lsi" and not self.starts_from_lsi:
+        if self.weights == "even" and self.reads == "terms":
+            raise ValueError("terms are weighted by TF-IDF; set encoder.weights to tfidf, or encoder.reads to tokens")
+        if self.word_vectors == "lsi" and self.weights == "even":
             raise ValueError("tokens of even weights have no vectors from LSI; set encoder.weights to tfidf")
         if self.layers:
             require_heads(self.width, self.heads)
         return self
-
-    @property
-    def starts_from_lsi(self) -> bool:
-        """Whether vectors start from a truncated SVD of the corpus, whose idf weighs the ids too."""
-        return self.reads == "terms" or self.weights == "tfidf"
 
 
 class TransformerEncoder(nn.Module):
@@ -85,16 +82,17 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.reads_tokens = config.reads == "tokens"
-        placed = bool(config.lsi) and config.starts_from_lsi and not states
+        self.starts_from_lsi = config.weights == "tfidf"
+        placed = bool(config.lsi) and self.starts_from_lsi and not states
         self.coordinates = Coordinates(vocabulary, config.lsi) if placed else None
         self.placed_width = config.lsi + (embeddings if config.joined else 0) if placed else 0
         self.width = config.width if states else config.hidden + self.placed_width
         self.embedding = nn.Embedding(vocabulary, config.width)
         nn.init.normal_(self.embedding.weight, std=0.01)
         self.embedding.weight.requires_grad_(config.word_vectors == "learned")
-        self.token_weights = TokenWeights(vocabulary) if self.reads_tokens and config.starts_from_lsi else None
+        self.token_weights = TokenWeights(vocabulary) if self.reads_tokens and self.starts_from_lsi else None
         self.position = nn.Embedding(config.positions, config.width) if self.reads_tokens and config.layers else None
-        if self.position is not None and config.starts_from_lsi:
+        if self.position is not None and self.starts_from_lsi:
             nn.init.zeros_(self.position.weight)
         self.segments = SegmentBlocks(config.layers, config.width, config.heads, longest=config.segment)
         self.norm = nn.LayerNorm(config.width)
@@ -130,7 +128,7 @@ class TransformerEncoder(nn.Module):
         `ids` only says which place belongs to which text. Nothing is dropped, in training neither. A certain text has
         the vector of its tokens.
         """
-        if self.hidden is None or self.config.starts_from_lsi:
+        if self.hidden is None or self.starts_from_lsi:
             raise Misuse(
                 "soft texts are read in order, uncounted and as one vector; set encoder.reads to tokens and "
                 "encoder.weights to even"

@@ -1,7 +1,8 @@
 """graph: shards -> graph. For every document its neighbours, and the mean of their words.
 
-In four steps, each kept until the whole is done: the words as vectors; LSI coordinates (and embeddings) beside them;
-the most similar documents of each; and from the graph that these make the neighbours, and their words.
+In steps, each kept until the whole is done: the words as vectors; LSI coordinates (and embeddings) beside them; the
+most similar documents of each; from the graph that these make the neighbours, and their words. The last two go through
+a large corpus in an order of likeness (`order.npy`), in which a document has a place; the parts have the shards' order.
 Shapes: N documents, n of a part, D dimensions, S of a sketch.
 """
 
@@ -20,12 +21,14 @@ from scipy.sparse import csr_matrix, load_npz, save_npz
 from pipelines.artifact import Artifact, Draft, Part, Plan, begin, find_part, record_part, replacing, require_disk
 from pipelines.embeddings import Embeddings
 from pipelines.evaluation.references import unit_rows
+from pipelines.files.arrow import record_batches
 from pipelines.lsi import fit_lsi
 from pipelines.neighbours.diffusion import ROWS_AT_ONCE, neighbours, reach_among, transitions
 from pipelines.neighbours.nearest import Nearest
+from pipelines.neighbours.order import order_of_likeness
 from pipelines.neighbours.similar import Similar, Similarity
 from pipelines.neighbours.word_matrix import WordMatrix
-from pipelines.neighbours.words import graph_schema, graph_table
+from pipelines.neighbours.words import GraphRows, graph_schema, graph_table
 from pipelines.progress import Progress, Silent
 from pipelines.scatter import scatter
 from vae_core.config import Config
@@ -36,7 +39,7 @@ COMPARED_WITH_ALL = 50_000
 """Documents up to which each one is compared with all others; beyond, with CANDIDATES of them."""
 CANDIDATES, SKETCH = 400, 192
 """How many, and the dimensions of the words' projection by which they are found."""
-BYTES_A_DOCUMENT, COPIES = 7000, 3
+BYTES_A_DOCUMENT, COPIES = 10_500, 3
 """Of disk, and how often an embedding is written in float32."""
 WORDS_OF_AN_EMBEDDING = 32
 """Different words from which on those of a text tell its neighbours better than a sentence encoder does.
@@ -101,7 +104,8 @@ def graph(
     progress.advance(0, "latent topics")
     _write_space(draft.scratch, source, beside, config)
     _write_walk(draft.scratch, documents, config, progress)
-    parts = _write_parts(draft, documents, config, progress)
+    _write_neighbours(draft.scratch, documents, config, progress)
+    parts = _write_parts(draft, documents)
     progress.finish()
     statistics: dict[str, Any] = {"documents": documents, "neighbours": _neighbours(config, documents)}
     if beside:
@@ -120,7 +124,7 @@ def _embeddings_weight(config: GraphConfig, words: WordMatrix) -> float:
 
 
 def _write_space(scratch: Path, shards: Artifact, embeddings: Embeddings | None, config: GraphConfig) -> None:
-    """The words' vectors, `dense.npy`, and for large corpora the sketch by which candidates are found."""
+    """The words' vectors, `dense.npy`, `order.npy`, and for large corpora the sketch by which candidates are found."""
     words = WordMatrix.write(shards, scratch)
     if not (scratch / "dense.npy").exists():
         vectors_VD, _ = fit_lsi(words.blocks, words.terms, config.lsi, config.seed)
@@ -134,8 +138,19 @@ def _write_space(scratch: Path, shards: Artifact, embeddings: Embeddings | None,
             return np.hstack([topics, weight**0.5 * embeddings.rows(rows)])
 
         _write_rows(scratch / "dense.npy", len(words), width, dense)
+    if not (scratch / "order.npy").exists():
+        _write_order(scratch, len(words), config)
     if len(words) > COMPARED_WITH_ALL and not (scratch / "sketch.faiss").exists():
         _write_sketch(scratch, words, config)
+
+
+def _write_order(scratch: Path, documents: int, config: GraphConfig) -> None:
+    """Which document has each place: of a small corpus, which the cache holds in any order, the place is the row."""
+    ordered = documents > COMPARED_WITH_ALL
+    dense_ND = np.load(scratch / "dense.npy", mmap_mode="r")
+    order_N = order_of_likeness(dense_ND, config.seed) if ordered else np.arange(documents)
+    with replacing(scratch / "order.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, order_N)
 
 
 def _write_sketch(scratch: Path, words: WordMatrix, config: GraphConfig) -> None:
@@ -152,20 +167,21 @@ def _write_sketch(scratch: Path, words: WordMatrix, config: GraphConfig) -> None
 
 
 def _write_walk(scratch: Path, documents: int, config: GraphConfig, progress: Progress) -> None:
-    """`moves.npz`, after the most similar documents of each have been found by all workers."""
-    if (scratch / "moves.npz").exists():
+    """`walk.npz`, after the most similar documents of each have been found by all workers."""
+    if (scratch / "walk.npz").exists():
         progress.advance(documents)
         return
     progress.advance(0, "similar documents")
     joined = min(config.joined, documents - 1)
-    pieces = {scratch / f"similar-{rows.start:012d}.npz": rows for rows in _pieces(documents)}
+    pieces = {scratch / f"joined-{rows.start:012d}.npz": rows for rows in _pieces(documents)}
     waiting = [(path, rows) for path, rows in pieces.items() if not path.exists()]
     progress.advance(documents - sum(len(rows) for _, rows in waiting))
     for count in scatter(partial(_make_searcher, scratch, config, joined), waiting, workers=config.workers):
         progress.advance(count)
     similar = Similar(*(np.concatenate(found) for found in zip(*map(_read_similar, pieces), strict=True)))
-    with replacing(scratch / "moves.npz") as temporary, temporary.open("wb") as file:
-        save_npz(file, transitions(similar), compressed=False)
+    place_N = np.argsort(np.load(scratch / "order.npy"))
+    with replacing(scratch / "walk.npz") as temporary, temporary.open("wb") as file:
+        save_npz(file, transitions(similar._replace(rows=place_N[similar.rows])), compressed=False)
 
 
 def _make_searcher(scratch: Path, config: GraphConfig, joined: int) -> Callable[[tuple[Path, range]], int]:
@@ -174,7 +190,7 @@ def _make_searcher(scratch: Path, config: GraphConfig, joined: int) -> Callable[
         sketch_NS = np.load(scratch / "sketch.npy", mmap_mode="r")
         candidates = partial(_candidates, Nearest.load(scratch / "sketch.faiss"), sketch_NS)
     similarity = Similarity(WordMatrix(scratch), dense_ND, config.words_weight, candidates)
-    return partial(_write_similar, similarity, joined)
+    return partial(_write_similar, similarity, np.load(scratch / "order.npy", mmap_mode="r"), joined)
 
 
 def _candidates(index: Nearest, sketch_NS: NDArray[np.float32], rows_n: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -183,12 +199,12 @@ def _candidates(index: Nearest, sketch_NS: NDArray[np.float32], rows_n: NDArray[
     return np.where(found_nC < 0, rows_n[:, None], found_nC)
 
 
-def _write_similar(similarity: Similarity, joined: int, item: tuple[Path, range]) -> int:
-    path, rows = item
-    similar = similarity.of(np.asarray(rows), joined)
+def _write_similar(similarity: Similarity, order_N: NDArray[np.int64], joined: int, item: tuple[Path, range]) -> int:
+    path, places = item
+    similar = similarity.of(order_N[places.start : places.stop], joined)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, rows=similar.rows.astype(np.int32), scores=similar.scores)
-    return len(rows)
+    return len(places)
 
 
 def _read_similar(path: Path) -> Similar:
@@ -196,30 +212,51 @@ def _read_similar(path: Path) -> Similar:
         return Similar(found["rows"], found["scores"])
 
 
-def _write_parts(draft: Draft, documents: int, config: GraphConfig, progress: Progress) -> list[Part]:
+def _write_neighbours(scratch: Path, documents: int, config: GraphConfig, progress: Progress) -> None:
+    """The graph's rows in the order of places, by all workers."""
     progress.advance(0, "neighbours")
-    pieces = {f"part-{number:05d}.arrow": rows for number, rows in enumerate(_pieces(documents))}
-    parts = {name: part for name in pieces if (part := find_part(draft.path, name))}
-    progress.advance(sum(part.rows for part in parts.values()))
-    waiting = [(name, rows) for name, rows in pieces.items() if name not in parts]
-    make_worker = partial(_make_writer, draft.path, draft.scratch, _neighbours(config, documents), config.words)
-    for part in scatter(make_worker, waiting, workers=config.workers):
-        parts[part.name] = part
-        progress.advance(part.rows)
-    return [parts[name] for name in pieces]
+    waiting = [(path, places) for path, places in _placed(scratch, documents).items() if not path.exists()]
+    progress.advance(documents - sum(len(places) for _, places in waiting))
+    make_worker = partial(_make_walker, scratch, _neighbours(config, documents), config.words)
+    for count in scatter(make_worker, waiting, workers=config.workers):
+        progress.advance(count)
 
 
-def _make_writer(out: Path, scratch: Path, count: int, kept: int) -> Callable[[tuple[str, range]], Part]:
-    return partial(_write_part, out, load_npz(scratch / "moves.npz"), WordMatrix(scratch), count, kept)
+def _placed(scratch: Path, documents: int) -> dict[Path, range]:
+    return {scratch / f"placed-{places.start:012d}.arrow": places for places in _pieces(documents)}
 
 
-def _write_part(out: Path, walk: csr_matrix, words: WordMatrix, count: int, kept: int, item: tuple[str, range]) -> Part:
-    name, rows = item
-    with replacing(out / name) as temporary, pa.ipc.new_file(str(temporary), graph_schema()) as writer:
-        for start in range(rows.start, rows.stop, ROWS_AT_ONCE):
-            here = np.arange(start, min(start + ROWS_AT_ONCE, rows.stop))
-            writer.write_table(graph_table(neighbours(walk, here, count), words, kept))
-    return record_part(out, name, len(rows))
+def _make_walker(scratch: Path, count: int, kept: int) -> Callable[[tuple[Path, range]], int]:
+    order_N = np.load(scratch / "order.npy", mmap_mode="r")
+    return partial(_write_placed, load_npz(scratch / "walk.npz"), order_N, WordMatrix(scratch), count, kept)
+
+
+def _write_placed(
+    walk: csr_matrix, order_N: NDArray[np.int64], words: WordMatrix, count: int, kept: int, item: tuple[Path, range]
+) -> int:
+    path, places = item
+    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), graph_schema()) as writer:
+        for start in range(places.start, places.stop, ROWS_AT_ONCE):
+            here = np.arange(start, min(start + ROWS_AT_ONCE, places.stop))
+            found = [order_N[met] for met in neighbours(walk, here, count)]
+            writer.write_table(graph_table(found, words, kept))
+    return len(places)
+
+
+def _write_parts(draft: Draft, documents: int) -> list[Part]:
+    """The graph's rows in the order of the shards."""
+    placed = GraphRows(batch for path in _placed(draft.scratch, documents) for batch in record_batches(path))
+    place_N = np.argsort(np.load(draft.scratch / "order.npy"))
+    parts = []
+    for number, rows in enumerate(_pieces(documents)):
+        name = f"part-{number:05d}.arrow"
+        part = find_part(draft.path, name)
+        if part is None:
+            with replacing(draft.path / name) as temporary, pa.ipc.new_file(str(temporary), graph_schema()) as writer:
+                writer.write_table(placed.table(place_N[rows.start : rows.stop]))
+            part = record_part(draft.path, name, len(rows))
+        parts.append(part)
+    return parts
 
 
 def _pieces(documents: int) -> list[range]:

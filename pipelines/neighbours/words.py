@@ -3,6 +3,9 @@
 Shapes: n documents of a block, V terms.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -19,19 +22,33 @@ from vae_core.errors import Stale
 LISTS = {"neighbours": pa.uint32(), "words": pa.uint32(), "shares": pa.float16()}
 
 
+class GraphRows:
+    """Rows of a graph, memory-mapped, of which any can be read."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        parts = list(batches)
+        self._columns = {name: [Lists.of(part.column(name)) for part in parts] for name in LISTS}
+        self._starts = np.concatenate([[0], np.cumsum([part.num_rows for part in parts])])
+
+    def columns(self, rows: NDArray[np.int64], names: Sequence[str]) -> list[tuple[NDArray[Any], NDArray[np.int64]]]:
+        """The lists of these columns at `rows`, one after the other, and where each begins and the last ends."""
+        places = places_of(rows, self._starts)
+        return [gather(self._columns[name], places) for name in names]
+
+    def table(self, rows: NDArray[np.int64]) -> pa.Table:
+        """The rows at `rows`, in that order."""
+        return _table(self.columns(rows, list(LISTS)))
+
+
 class NeighbourWords:
     """The mean of the words of each document's neighbours, of a graph artifact, under the rows of its shards."""
 
     def __init__(self, graph: Artifact) -> None:
-        parts = [batch for path in graph.files(".arrow") for batch in record_batches(path)]
-        self._words, self._shares = ([Lists.of(part.column(name)) for part in parts] for name in ("words", "shares"))
-        self._starts = np.concatenate([[0], np.cumsum([part.num_rows for part in parts])])
+        self._rows = GraphRows(batch for path in graph.files(".arrow") for batch in record_batches(path))
 
     def of(self, rows: NDArray[np.int64]) -> Words:
         """Those of the documents at `rows`, in that order."""
-        places = places_of(rows, self._starts)
-        terms, offsets = gather(self._words, places)
-        shares, _ = gather(self._shares, places)
+        (terms, offsets), (shares, _) = self._rows.columns(rows, ["words", "shares"])
         ragged = Ragged(torch.from_numpy(terms.astype(np.int64)), torch.from_numpy(offsets))
         return Words(ragged, torch.from_numpy(shares.astype(np.float32)))
 
@@ -55,13 +72,17 @@ def graph_table(found: list[NDArray[np.int64]], words: WordMatrix, kept: int) ->
     counts_n = np.array([len(one) for one in found], np.int64)
     joined = np.concatenate(found) if found else np.empty(0, np.int64)
     ids, shares, lengths = _most_frequent(_mean_words(joined, counts_n, words), kept)
-    columns = [
-        pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32), pa.array(values, kind))
-        for (values, sizes), kind in zip(
-            ((joined, counts_n), (ids, lengths), (shares, lengths)), LISTS.values(), strict=True
-        )
+    sizes = ((joined, counts_n), (ids, lengths), (shares, lengths))
+    return _table([(values, np.concatenate([[0], np.cumsum(size)])) for values, size in sizes])
+
+
+def _table(columns: Sequence[tuple[NDArray[Any], NDArray[np.int64]]]) -> pa.Table:
+    """The columns from their lists' values, one after the other, and offsets."""
+    lists = [
+        pa.ListArray.from_arrays(offsets.astype(np.int32), pa.array(values, kind))
+        for (values, offsets), kind in zip(columns, LISTS.values(), strict=True)
     ]
-    return pa.Table.from_arrays(columns, schema=graph_schema())
+    return pa.Table.from_arrays(lists, schema=graph_schema())
 
 
 def _mean_words(neighbours: NDArray[np.int64], counts_n: NDArray[np.int64], words: WordMatrix) -> csr_matrix:

@@ -18,6 +18,7 @@ from pipelines.embeddings import Embeddings
 from pipelines.files.arrow import record_batches
 from pipelines.graph import GraphConfig, _make_searcher, _reserve, _write_space, graph
 from pipelines.neighbours.diffusion import CONTINUE, SHARPNESS, Reach, neighbours, reach_among, transitions
+from pipelines.neighbours.order import order_of_likeness
 from pipelines.neighbours.similar import PAIRS_AT_ONCE, Similar, Similarity
 from pipelines.neighbours.word_matrix import WordMatrix
 from pipelines.neighbours.words import NeighbourWords, graph_table, require_shards
@@ -47,6 +48,10 @@ def column(artifact: Artifact, name: str) -> list[list[int]]:
 
 def dense_words(words: WordMatrix) -> np.ndarray:
     return np.asarray(words.rows(np.arange(len(words))).todense())
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_neighbours_are_of_the_same_topic(made: Artifact) -> None:
@@ -93,8 +98,40 @@ def test_candidates_of_a_large_corpus_hold_nearly_all_of_the_most_similar(
     words, topics = dense_words(WordMatrix(tmp_path)), np.load(tmp_path / "dense.npy")
     scores = CONFIG.words_weight * words @ words.T + topics @ topics.T
     np.fill_diagonal(scores, -np.inf)
-    most_similar = np.argsort(-scores, axis=1)[:DOCUMENTS, :10]
+    order = np.load(tmp_path / "order.npy")[:DOCUMENTS]
+    most_similar = np.argsort(-scores, axis=1)[order, :10]
     assert 1 > shared(np.load(tmp_path / "similar.npz")["rows"], most_similar) > 0.9  # 1: all were candidates
+
+
+def test_a_graph_is_the_same_in_whatever_order_it_is_made(
+    made: Artifact, shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All documents are candidates, so that nothing but the order differs from a small corpus."""
+    monkeypatch.setattr("pipelines.graph.COMPARED_WITH_ALL", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.graph._write_parts", killed)
+        with pytest.raises(KeyboardInterrupt):
+            graph(shards.path, tmp_path / "graph", CONFIG)
+    order = np.load(tmp_path / "graph" / UNFINISHED / "order.npy")
+    assert sorted(order) == list(range(len(TEXTS)))
+    assert list(order) != sorted(order)
+    ordered = graph(shards.path, tmp_path / "graph", CONFIG)
+    neighbours_of = [column(one, "neighbours")[:DOCUMENTS] for one in (ordered, made)]
+    assert shared(*neighbours_of) > 0.99
+    found, expected = (NeighbourWords(one).of(np.arange(len(TEXTS))) for one in (ordered, made))
+    rows = [
+        csr_matrix((words.shares, words.terms.values, words.terms.offsets), shape=(len(TEXTS), 2000)).toarray()
+        for words in (found, expected)
+    ]
+    assert np.abs(rows[0] - rows[1]).sum() < 0.01 * np.abs(rows[1]).sum()
+
+
+def test_like_documents_are_near_in_the_order_of_likeness() -> None:
+    topics = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 100))
+    vectors = np.eye(20, dtype=np.float32)[topics] + 0.1 * np.random.default_rng(1).random((2000, 20), np.float32)
+    order = order_of_likeness(vectors, seed=0)
+    assert sorted(order) == list(range(2000))
+    assert np.mean(np.diff(topics[order]) == 0) > 0.9  # of 1,999 steps from one to the next; at random 0.05
 
 
 def test_words_are_the_mean_of_the_neighbours_words(made: Artifact, shards: Artifact, tmp_path: Path) -> None:
@@ -205,10 +242,7 @@ def test_a_document_that_nothing_joins_meets_nobody() -> None:
 def test_a_killed_graph_is_finished_to_the_same_bytes(
     made: Artifact, shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for step in ("fit_lsi", "transitions", "_write_parts"):
+    for step in ("fit_lsi", "transitions", "_write_neighbours", "_write_parts"):
         with monkeypatch.context() as patch:
             patch.setattr(f"pipelines.graph.{step}", killed)
             with pytest.raises(KeyboardInterrupt):

@@ -87,7 +87,7 @@ def _print_queries(console: Console, result: RunResult) -> None:
     baseline = simhash(encoder.tokenizer.vocabulary, index.bits)
     codes = baseline.encode(_documents(result.artifact("tokenize"))).bytes_NC.numpy()
     asked = encoder.table([Document(text, text, [], {}, "query", 0) for text in QUERIES])
-    ours = index.search(encoder.encode(asked).log_odds, HITS).rows
+    ours = index.search(encoder.ask(asked), HITS).rows
     theirs = nearest_codes(codes, baseline.encode([asked]).bytes_NC.numpy(), HITS)
     for number, text in enumerate(QUERIES):
         table = Table(

@@ -120,7 +120,7 @@ def _answers(asked: Asked, texts: Iterable[str], wanted: Wanted) -> Iterator[dic
     again = reranker(wanted.rerank, encoder) if wanted.rerank else None
     while some := list(islice(waiting, AT_ONCE)):
         table = encoder.table([Document(str(n), text, [], {}, "query", n) for n, text in enumerate(some)])
-        log_odds = encoder.encode(table).log_odds
+        log_odds = encoder.ask(table)
         result = _search(asked.index, log_odds, wanted)
         known = [None if encoder.text_encoder else len(ids) for ids in table.column("term_ids").to_pylist()]
         listed = hits(asked.index, result)

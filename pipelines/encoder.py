@@ -99,6 +99,14 @@ class Encoder:
             confidence[rows] = encoded.confidence.numpy()
         return EncodedDocuments(log_odds, PackedCodes.pack(torch.from_numpy(log_odds) > 0), components, confidence)
 
+    def ask(
+        self, table: pa.Table | pa.RecordBatch, embeddings: NDArray[np.floating] | None = None
+    ) -> NDArray[np.float32]:
+        """What the documents of a table rank others by, (Q, K): log-odds with the signs of their codes."""
+        log_odds = torch.from_numpy(self.encode(table, embeddings).log_odds)
+        found: NDArray[np.float32] = self.model.asked(log_odds).numpy()
+        return found
+
 
 def _passes(order: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Cut documents sorted by length into passes of at most TERMS_AT_ONCE ids, counted with padding."""

@@ -120,7 +120,7 @@ def _report(
         **precision,
         "labels": label_figures(measured, compared, database.labels, asked),
         "label_free": label_free_figures(measured, compared),
-        "code_health": code_figures(database, queries.table, log_odds_QK),
+        "code_health": code_figures(database, queries.table),
         "protocol": protocol(compared, corpus, labelled=labelled),
     }
     return report, figures
@@ -153,7 +153,7 @@ def _log_odds(
     progress.start("evaluate", len(queries), "queries")
     for start, batch in zip(range(0, len(queries), QUERIES_AT_ONCE), queries.batches(QUERIES_AT_ONCE), strict=True):
         vectors = None if beside_QD is None else beside_QD[start : start + QUERIES_AT_ONCE]
-        parts.append(database.encoder.encode(batch.table, vectors).log_odds)
+        parts.append(database.encoder.ask(batch.table, vectors))
         progress.advance(len(batch))
     progress.finish()
     log_odds_QK = np.concatenate(parts)

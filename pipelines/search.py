@@ -189,7 +189,7 @@ class Index:
         if not all(text.strip() for text in texts):
             raise Misuse("the query is empty; say what to look for")
         table = self.encoder.table([Document(str(n), text, [], {}, "query", n) for n, text in enumerate(texts)])
-        return self.encoder.encode(table).log_odds
+        return self.encoder.ask(table)
 
     def documents(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """id, text, labels, component and metadata of each of `rows` (n,)."""

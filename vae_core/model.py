@@ -28,6 +28,7 @@ from vae_core.encoders import (
 )
 from vae_core.errors import Damaged, Misuse
 from vae_core.latents import BernoulliMixtureConfig, LatentConfig, build_latent, reads_states
+from vae_core.query_head import QueryHead
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -176,6 +177,7 @@ class VAE(nn.Module):
         self.latent = build_latent(config.latent, self.encoder.width + told)
         self.decoder = build_decoder(config.decoder, self.latent.width + told, terms=config.terms, tokens=config.tokens)
         self.attributes = _attribute_control(config)
+        self.query_head: QueryHead | None = None
         self.idf: Tensor
         self.register_buffer("idf", torch.ones(config.terms))
 
@@ -220,6 +222,11 @@ class VAE(nn.Module):
         code = log_odds > 0
         confidence = -softplus(-log_odds.abs()).mean(dim=1)
         return Encoded(log_odds, self.latent.components_of(code).argmax(dim=-1), confidence.exp())
+
+    @torch.inference_mode()
+    def asked(self, log_odds_BK: Tensor) -> Tensor:
+        """What documents of these log-odds rank others by, (B, K): the same without a query head."""
+        return log_odds_BK if self.query_head is None else self.query_head(log_odds_BK)
 
     def _unread(self, batch: Batch) -> Tensor:
         """Which documents have nothing that the encoder reads, (B,)."""
@@ -296,7 +303,10 @@ class VAE(nn.Module):
                 raise Misuse(f"{folder} has no {name}: it is not a model; give the folder that `pretrain` wrote")
         try:
             model = cls(VAEConfig.model_validate(json.loads((folder / CONFIG_FILE).read_text())))
-            model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+            weights = load_file(folder / WEIGHTS_FILE)
+            if any(name.startswith("query_head.") for name in weights):
+                model.query_head = QueryHead(model.latent.code_bits)
+            model.load_state_dict(weights)
         except (ValidationError, ValueError, RuntimeError, SafetensorError) as error:
             raise Damaged(f"the model in {folder} cannot be loaded: {error}") from error
         return model.eval()

@@ -27,10 +27,10 @@ CODES_AT_ONCE = 1 << 16
 WORDS = 8
 """Of each component, those that it raises most."""
 RATE_DOCUMENTS, RATED_AT_ONCE = 256, 8
-"""Queries that the rate is a mean over: each is encoded once more for it, padded to the longest of a few."""
+"""Queries that the rate and active units are of: each is encoded once more for it, padded to the longest of a few."""
 
 
-def code_figures(database: Database, asked: pa.Table, log_odds_QK: NDArray[np.float32]) -> dict[str, Any]:
+def code_figures(database: Database, asked: pa.Table) -> dict[str, Any]:
     """CodeHealth's figures; `components` with words and places on a map; the rate by group, active units of queries."""
     health = CodeHealth(database.index.bits, database.encoder.model.latent.components)
     sums_CK = np.zeros((max(1, database.encoder.model.latent.components), database.index.bits))
@@ -46,7 +46,7 @@ def code_figures(database: Database, asked: pa.Table, log_odds_QK: NDArray[np.fl
     counts_C = np.asarray(figures.pop("component_counts"))
     figures["components"] = _components(database, counts_C, sums_CK[: len(counts_C)])
     figures["uninformative"] = _uninformative(database)
-    return figures | _of_queries(database, asked, log_odds_QK)
+    return figures | _of_queries(database, asked)
 
 
 def _components(database: Database, counts_C: NDArray[np.int64], sums_CK: NDArray[np.float64]) -> list[dict[str, Any]]:
@@ -90,25 +90,24 @@ def _uninformative(database: Database) -> float | None:
 
 
 @torch.no_grad()
-def _of_queries(database: Database, asked: pa.Table, log_odds_QK: NDArray[np.float32]) -> dict[str, Any]:
+def _of_queries(database: Database, asked: pa.Table) -> dict[str, Any]:
     """What only the model's posterior tells, and the codes do not hold."""
-    if not len(log_odds_QK):
+    if not len(asked):
         return {"active_units": None, "rate": None, "kl_groups": []}
-    units = UnitVariance(database.index.bits)
-    units.update(torch.from_numpy(log_odds_QK).sigmoid())
+    latent, units, rates = database.encoder.model.latent, UnitVariance(database.index.bits), []
     some = np.unique(np.linspace(0, len(asked) - 1, RATE_DOCUMENTS).astype(np.int64))
-    starts = range(0, len(some), RATED_AT_ONCE)
-    rates = [_kl_groups(database, asked.take(pa.array(some[start : start + RATED_AT_ONCE]))) for start in starts]
+    for start in range(0, len(some), RATED_AT_ONCE):
+        posterior = _posterior(database, asked.take(pa.array(some[start : start + RATED_AT_ONCE])))
+        units.update(posterior.means)
+        rates.append(latent.kl_groups(posterior).double())
     kl_G = torch.cat(rates).mean(dim=0)
-    active = units.active if len(log_odds_QK) > 1 else None
+    active = units.active if len(some) > 1 else None
     return {"active_units": active, "rate": float(kl_G.sum()), "kl_groups": kl_G.tolist()}
 
 
-def _kl_groups(database: Database, documents: pa.Table) -> torch.Tensor:
-    """The rate of each group in nats, (n, G)."""
+def _posterior(database: Database, documents: pa.Table) -> Any:
     model = database.encoder.model.eval()
-    batch = batch_of(documents, tokens=model.reads_tokens, embeddings=_embedded(database, documents))
-    return model.latent.kl_groups(model.posterior(batch)).double()
+    return model.posterior(batch_of(documents, tokens=model.reads_tokens, embeddings=_embedded(database, documents)))
 
 
 def _embedded(database: Database, documents: pa.Table) -> NDArray[np.float32] | None:

@@ -52,6 +52,13 @@ class NeighbourWords:
         ragged = Ragged(torch.from_numpy(terms.astype(np.int64)), torch.from_numpy(offsets))
         return Words(ragged, torch.from_numpy(shares.astype(np.float32)))
 
+    def nearest(self, rows: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The at most `count` nearest neighbours of each of `rows`, one after the other, and where each begins."""
+        ((neighbours, offsets),) = self._rows.columns(rows, ["neighbours"])
+        lengths = np.diff(offsets)
+        kept = np.arange(len(neighbours)) - np.repeat(offsets[:-1], lengths) < count
+        return neighbours[kept].astype(np.int64), np.concatenate([[0], np.cumsum(np.minimum(lengths, count))])
+
 
 def require_shards(graph: Artifact, shards: Artifact) -> None:
     """Raise Stale unless `graph` was made from `shards`."""

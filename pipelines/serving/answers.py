@@ -96,7 +96,7 @@ class Searcher:
     def _asked(self, queries: Sequence[Query]) -> "list[_Asked | LatentbitsError]":
         texts = [query.text for query in queries if query.text is not None]
         table = self._table(texts) if texts else None
-        encoded = iter(zip(self.encoder.encode(table).log_odds, self._known(table), strict=True) if texts else ())
+        encoded = iter(zip(self.encoder.ask(table), self._known(table), strict=True) if texts else ())
         asked: list[_Asked | LatentbitsError] = []
         for query in queries:
             try:

@@ -45,6 +45,9 @@ class PretrainConfig(Config):
         ge=1,
         description="looks without progress, of 20 at the held-out documents, after which training stops",
     )
+    query_head: bool = Field(
+        default=True, description="let queries rank by what their neighbours are likely to have, where there is a graph"
+    )
     samples: int = Field(default=1, ge=1, description="of z drawn for each document in a step")
     workers: int = Field(default=1, ge=1, description="processes that train together; they share the cores")
     accumulation: int = Field(

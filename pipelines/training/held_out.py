@@ -16,6 +16,8 @@ import torch.distributed as dist
 from pipelines.training.batches import rows_of_worker
 from pipelines.training.engine import whole_parameters
 from pipelines.training.phases import PhaseRun
+from pipelines.training.query_head import fit_query_head
+from vae_core.model import VAE
 
 COUNTS_FROM = 0.5
 """The share of training after which a look counts."""
@@ -69,20 +71,19 @@ def keep(run: PhaseRun, folder: Path) -> None:
     """Write the model as it is now to `folder`, whole or not at all. Collective."""
     with whole_parameters(run.engine):
         if dist.get_rank() == 0 and not folder.exists():
-            beside = folder.with_name(f"{folder.name}.tmp")
-            shutil.rmtree(beside, ignore_errors=True)
-            run.engine.module.save_pretrained(beside)
-            os.replace(beside, folder)
+            _write(run.engine.module, folder)
     dist.barrier()
 
 
 def export(run: PhaseRun, watch: Watch, folder: Path) -> None:
-    """Put the best model, or where none was watched for the last one, in `folder`. Collective."""
+    """Put the best model, or where none was watched for the last one, in `folder`, with its query head. Collective."""
     kept = best(run.job.scratch, watch)
-    if dist.get_rank() == 0 and kept.exists() and not folder.exists():
-        os.replace(kept, folder)
+    keep(run, kept)
+    if dist.get_rank() == 0 and not folder.exists():
+        model = VAE.from_pretrained(kept)
+        fit_query_head(run, model)
+        _write(model, folder)
     dist.barrier()
-    keep(run, folder)
 
 
 def forget(run: PhaseRun, watch: Watch) -> None:
@@ -97,3 +98,10 @@ def forget(run: PhaseRun, watch: Watch) -> None:
 def best(scratch: Path, watch: Watch) -> Path:
     """Where the best model of `watch` is kept."""
     return scratch / f"best-{watch.step:09d}"
+
+
+def _write(model: VAE, folder: Path) -> None:
+    beside = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    os.replace(beside, folder)

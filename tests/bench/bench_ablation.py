@@ -27,6 +27,7 @@ LEFT_OUT = {
     "the price of the rate": ["pretrain.objective.rate.annealing.beta=0"],
     "annealing": ["pretrain.objective.rate.annealing.warmup=0"],
     "the mixture (one component)": ["model.latent.components=1"],
+    "the query head": ["pretrain.query_head=false"],
 }
 ADDED = {
     "decorrelation of 64 bits": ["pretrain.objective.decorrelation=5"],

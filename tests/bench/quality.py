@@ -56,7 +56,7 @@ PROTOCOLS = (
     Protocol("newsgroups by date", "ng20.parquet", "newsgroups", in_order_of_time=True),
     Protocol("newsgroups random", "ng20.parquet", "newsgroups", random=True),
     Protocol("reuters", "reuters.parquet", "reuters", in_order_of_time=True, lead=0.01),
-    Protocol("newsgroup subjects", "ng20.parquet", "short-texts", titles=True, lead=0.03),
+    Protocol("newsgroup subjects", "ng20.parquet", "short-texts", titles=True, in_order_of_time=True, lead=0.03),
     Protocol("reuters titles", "reuters.parquet", "short-texts", titles=True, in_order_of_time=True, lead=0.03),
 )
 

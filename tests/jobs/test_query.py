@@ -31,7 +31,7 @@ def test_hits_are_those_of_a_plain_computation(tiny: Tiny) -> None:
     (found,) = ask(tiny.folder / "index", ["ship storm"], k=300)
     encoder = Encoder.load(tiny.folder / "model")
     table = encoder.tokenizer.table([Document("q", "ship storm", [], {}, "q", 1)])
-    log_odds = encoder.encode(table).log_odds[0].astype(np.float64)
+    log_odds = encoder.ask(table)[0].astype(np.float64)
     index = Index.open(tiny.folder / "index")
     bits = np.unpackbits(np.concatenate(index.codes()), axis=1, bitorder="little").astype(bool)
     scores = -np.logaddexp(0, np.where(bits, -log_odds, log_odds)).sum(axis=1)

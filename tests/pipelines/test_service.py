@@ -76,7 +76,7 @@ def note(id: str = "note/1", **fields: Any) -> dict[str, Any]:
 def test_a_text_has_the_hits_of_the_index_itself(client: TestClient, run: Path, rank: Any) -> None:
     index, encoder = Index.open(run / "index"), Encoder.load(run / "model")
     table = encoder.tokenizer.table([Document("q", "storm at the harbour", [], {}, "q", 1)])
-    (expected,) = hits(index, index.search(encoder.encode(table).log_odds, 7, rank))
+    (expected,) = hits(index, index.search(encoder.ask(table), 7, rank))
     answer = search(client, text="storm at the harbour", k=7, rank=rank)
     assert answer == {"query": "storm at the harbour", "rank": rank, "known_words": 2, "hits": expected}
 

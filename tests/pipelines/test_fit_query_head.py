@@ -81,7 +81,8 @@ def test_a_large_corpus_is_sampled_with_its_neighbours(made: Artifact, monkeypat
     rows = sampled(near, DOCUMENTS, 0)
     assert list(rows) == sorted(set(rows))
     assert NEAREST < len(rows) <= 100
-    whole = [row for row in rows if set(neighbours_of(made)[row][:NEAREST]) <= set(rows)]
+    nearest = neighbours_of(made)
+    whole = [row for row in rows if set(nearest[row][:NEAREST]) <= set(rows)]
     assert len(whole) >= 100 // (NEAREST + 1)
 
 

@@ -1,9 +1,9 @@
 """graph: shards -> graph. For every document its neighbours, and the mean of their words.
 
 In steps, each kept until the whole is done: the words as vectors; LSI coordinates (and embeddings) beside them; the
-most similar documents of each; from the graph that these make the neighbours, and their words. The last two go through
-a large corpus in an order of likeness (`order.npy`), in which a document has a place; the parts have the shards' order.
-Shapes: N documents, n of a part, D dimensions, S of a sketch.
+most similar documents of each; from the graph that these make the neighbours, and their words. A large corpus is
+searched in an order of likeness (`order.npy`) and walked in one of meetings (`walk_order.npy`), in which a document has
+a place; the parts have the shards' order. Shapes: N documents, n of a part, D dimensions, S of a sketch.
 """
 
 import os
@@ -25,7 +25,7 @@ from pipelines.files.arrow import record_batches
 from pipelines.lsi import fit_lsi
 from pipelines.neighbours.diffusion import ROWS_AT_ONCE, neighbours, reach_among, transitions
 from pipelines.neighbours.nearest import Nearest
-from pipelines.neighbours.order import order_of_likeness
+from pipelines.neighbours.order import order_of_likeness, order_of_meetings
 from pipelines.neighbours.similar import Similar, Similarity
 from pipelines.neighbours.word_matrix import WordMatrix
 from pipelines.neighbours.words import GraphRows, graph_schema, graph_table
@@ -139,18 +139,22 @@ def _write_space(scratch: Path, shards: Artifact, embeddings: Embeddings | None,
 
         _write_rows(scratch / "dense.npy", len(words), width, dense)
     if not (scratch / "order.npy").exists():
-        _write_order(scratch, len(words), config)
+        _write_order(scratch / "order.npy", _likeness(scratch, len(words), config))
     if len(words) > COMPARED_WITH_ALL and not (scratch / "sketch.faiss").exists():
         _write_sketch(scratch, words, config)
 
 
-def _write_order(scratch: Path, documents: int, config: GraphConfig) -> None:
-    """Which document has each place: of a small corpus, which the cache holds in any order, the place is the row."""
-    ordered = documents > COMPARED_WITH_ALL
-    dense_ND = np.load(scratch / "dense.npy", mmap_mode="r")
-    order_N = order_of_likeness(dense_ND, config.seed) if ordered else np.arange(documents)
-    with replacing(scratch / "order.npy") as temporary, temporary.open("wb") as file:
+def _write_order(path: Path, order_N: NDArray[np.int64]) -> None:
+    """Which document has each place."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, order_N)
+
+
+def _likeness(scratch: Path, documents: int, config: GraphConfig) -> NDArray[np.int64]:
+    """The order of a search: in a small corpus, which the cache holds in any order, the place is the row."""
+    if documents <= COMPARED_WITH_ALL:
+        return np.arange(documents)
+    return order_of_likeness(np.load(scratch / "dense.npy", mmap_mode="r"), config.seed)
 
 
 def _write_sketch(scratch: Path, words: WordMatrix, config: GraphConfig) -> None:
@@ -167,8 +171,8 @@ def _write_sketch(scratch: Path, words: WordMatrix, config: GraphConfig) -> None
 
 
 def _write_walk(scratch: Path, documents: int, config: GraphConfig, progress: Progress) -> None:
-    """`walk.npz`, after the most similar documents of each have been found by all workers."""
-    if (scratch / "walk.npz").exists():
+    """`ordered_walk.npz`, after the most similar documents of each have been found by all workers."""
+    if (scratch / "ordered_walk.npz").exists():
         progress.advance(documents)
         return
     progress.advance(0, "similar documents")
@@ -178,10 +182,23 @@ def _write_walk(scratch: Path, documents: int, config: GraphConfig, progress: Pr
     progress.advance(documents - sum(len(rows) for _, rows in waiting))
     for count in scatter(partial(_make_searcher, scratch, config, joined), waiting, workers=config.workers):
         progress.advance(count)
-    similar = Similar(*(np.concatenate(found) for found in zip(*map(_read_similar, pieces), strict=True)))
-    place_N = np.argsort(np.load(scratch / "order.npy"))
-    with replacing(scratch / "walk.npz") as temporary, temporary.open("wb") as file:
-        save_npz(file, transitions(similar._replace(rows=place_N[similar.rows])), compressed=False)
+    found = Similar(*(np.concatenate(some) for some in zip(*map(_read_similar, pieces), strict=True)))
+    similar = found.at(np.argsort(np.load(scratch / "order.npy")))
+    order_N = _meetings(scratch, similar, config)
+    _write_order(scratch / "walk_order.npy", order_N)
+    there = similar.at(order_N)
+    walk = transitions(there._replace(rows=np.argsort(order_N)[there.rows]))
+    with replacing(scratch / "ordered_walk.npz") as temporary, temporary.open("wb") as file:
+        save_npz(file, walk, compressed=False)
+
+
+def _meetings(scratch: Path, similar: Similar, config: GraphConfig) -> NDArray[np.int64]:
+    """The order of the walks."""
+    documents = len(similar.rows)
+    if documents <= COMPARED_WITH_ALL:
+        return np.arange(documents)
+    topics_ND = np.load(scratch / "dense.npy", mmap_mode="r")[:, : config.lsi]
+    return order_of_meetings(transitions(similar)[:documents], topics_ND, config.seed)
 
 
 def _make_searcher(scratch: Path, config: GraphConfig, joined: int) -> Callable[[tuple[Path, range]], int]:
@@ -223,12 +240,12 @@ def _write_neighbours(scratch: Path, documents: int, config: GraphConfig, progre
 
 
 def _placed(scratch: Path, documents: int) -> dict[Path, range]:
-    return {scratch / f"placed-{places.start:012d}.arrow": places for places in _pieces(documents)}
+    return {scratch / f"walked-{places.start:012d}.arrow": places for places in _pieces(documents)}
 
 
 def _make_walker(scratch: Path, count: int, kept: int) -> Callable[[tuple[Path, range]], int]:
-    order_N = np.load(scratch / "order.npy", mmap_mode="r")
-    return partial(_write_placed, load_npz(scratch / "walk.npz"), order_N, WordMatrix(scratch), count, kept)
+    order_N = np.load(scratch / "walk_order.npy", mmap_mode="r")
+    return partial(_write_placed, load_npz(scratch / "ordered_walk.npz"), order_N, WordMatrix(scratch), count, kept)
 
 
 def _write_placed(
@@ -246,7 +263,7 @@ def _write_placed(
 def _write_parts(draft: Draft, documents: int) -> list[Part]:
     """The graph's rows in the order of the shards."""
     placed = GraphRows(batch for path in _placed(draft.scratch, documents) for batch in record_batches(path))
-    place_N = np.argsort(np.load(draft.scratch / "order.npy"))
+    place_N = np.argsort(np.load(draft.scratch / "walk_order.npy"))
     parts = []
     for number, rows in enumerate(_pieces(documents)):
         name = f"part-{number:05d}.arrow"

@@ -27,6 +27,10 @@ class Similar(NamedTuple):
     scores: NDArray[np.float32]
     """(n, k), none below 0"""
 
+    def at(self, places: NDArray[np.int64]) -> "Similar":
+        """Those of the documents at these places of the n, in that order."""
+        return Similar(self.rows[places], self.scores[places])
+
 
 class Similarity:
     """Finds the documents most similar to others: among those that `candidates` names, (n, C) rows for n rows, or all.

@@ -18,7 +18,7 @@ from pipelines.embeddings import Embeddings
 from pipelines.files.arrow import record_batches
 from pipelines.graph import GraphConfig, _make_searcher, _reserve, _write_space, graph
 from pipelines.neighbours.diffusion import CONTINUE, SHARPNESS, Reach, neighbours, reach_among, transitions
-from pipelines.neighbours.order import order_of_likeness
+from pipelines.neighbours.order import order_of_likeness, order_of_meetings
 from pipelines.neighbours.similar import PAIRS_AT_ONCE, Similar, Similarity
 from pipelines.neighbours.word_matrix import WordMatrix
 from pipelines.neighbours.words import NeighbourWords, graph_table, require_shards
@@ -112,9 +112,10 @@ def test_a_graph_is_the_same_in_whatever_order_it_is_made(
         patch.setattr("pipelines.graph._write_parts", killed)
         with pytest.raises(KeyboardInterrupt):
             graph(shards.path, tmp_path / "graph", CONFIG)
-    order = np.load(tmp_path / "graph" / UNFINISHED / "order.npy")
-    assert sorted(order) == list(range(len(TEXTS)))
-    assert list(order) != sorted(order)
+    for name in ("order.npy", "walk_order.npy"):
+        order = np.load(tmp_path / "graph" / UNFINISHED / name)
+        assert sorted(order) == list(range(len(TEXTS)))
+        assert list(order) != sorted(order)
     ordered = graph(shards.path, tmp_path / "graph", CONFIG)
     neighbours_of = [column(one, "neighbours")[:DOCUMENTS] for one in (ordered, made)]
     assert shared(*neighbours_of) > 0.99
@@ -132,6 +133,19 @@ def test_like_documents_are_near_in_the_order_of_likeness() -> None:
     order = order_of_likeness(vectors, seed=0)
     assert sorted(order) == list(range(2000))
     assert np.mean(np.diff(topics[order]) == 0) > 0.9  # of 1,999 steps from one to the next; at random 0.05
+
+
+def test_whom_a_walker_meets_is_near_in_the_order_of_meetings() -> None:
+    """Documents are joined to others of their own group alone, of which their vectors say next to nothing."""
+    dice = np.random.default_rng(0)
+    groups = dice.permutation(np.repeat(np.arange(20), 100))
+    members = np.stack([np.flatnonzero(groups == group) for group in range(20)])
+    similar = Similar(members[groups[:, None], dice.integers(100, size=(2000, 10))], np.ones((2000, 10), np.float32))
+    vectors = 0.3 * np.eye(20, dtype=np.float32)[groups] + dice.standard_normal((2000, 20), np.float32)
+    order = order_of_meetings(transitions(similar)[:2000], vectors, seed=0)
+    assert sorted(order) == list(range(2000))
+    assert np.mean(np.diff(groups[order]) == 0) > 0.9
+    assert np.mean(np.diff(groups[order_of_likeness(vectors, seed=0)]) == 0) < 0.2
 
 
 def test_words_are_the_mean_of_the_neighbours_words(made: Artifact, shards: Artifact, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Nearest:
             index: faiss.Index = faiss.IndexFlatIP(width)
         else:
             lists = int(LISTS_PER_ROOT * rows**0.5)
-            index = faiss.index_factory(width, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
             index.train(_sample(vectors_ND, LEARNED_FROM * lists, seed=0))
             faiss.ParameterSpace().set_index_parameter(index, "nprobe", PROBES)
         for start in range(0, rows, ROWS_AT_ONCE):

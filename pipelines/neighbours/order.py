@@ -1,6 +1,6 @@
 """Orders of the documents in which those that are read together are near. Shapes: N documents, D dimensions.
 
-What a search or a walk reads then lies within what a processor's cache holds, though there are a million documents.
+More of what a search or a walk reads next is then in the processor's cache already.
 """
 
 import numpy as np
@@ -20,9 +20,9 @@ def order_of_likeness(dense_ND: NDArray[np.float32], seed: int) -> NDArray[np.in
 
 
 def order_of_meetings(moves: csr_matrix, dense_ND: NDArray[np.float32], seed: int) -> NDArray[np.int64]:
-    """All rows, (N,), those near one another that a walker meets together, whose moves (N, N) are symmetric.
+    """All rows, (N,), those near one another from which a walker with these `moves` (N, N) meets the same documents.
 
-    By likeness of the vectors that the walk blurs: each becomes the mean of its neighbours', of length one, some times.
+    The order of likeness of vectors that BLURS steps of the walk have mixed with their neighbours'.
     """
     for _ in range(BLURS):
         dense_ND = unit_rows(moves @ dense_ND)

@@ -1,7 +1,7 @@
 """The nearest of many vectors by inner product: exactly, or from some hundred thousand rows on nearly so.
 
-Then by inverted lists, in float16, which halves memory and quickens the scan. And clusters of vectors. Shapes: N vectors,
-Q queries, D dimensions, k hits.
+Then by inverted lists, in float16, which halves memory and quickens the scan. And clusters of vectors. Shapes: N
+vectors, Q queries, D dimensions, k hits.
 """
 
 from pathlib import Path

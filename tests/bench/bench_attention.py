@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.scatter import cluster
-from tests.bench.functions import write_functions
+from tests.bench.elsewhere import write_corpus
+from tests.bench.functions import labelled_functions
 from tests.bench.quality import Measured, Protocol, Study, mean_of
 
 READS = ("terms", "tokens")
+LABEL_FLOOR = 1000
+"""Functions that a package has at least, of all."""
 
 
 def main() -> Iterator[dict[str, object]]:
@@ -24,7 +27,7 @@ def main() -> Iterator[dict[str, object]]:
         kept = Path(os.environ.get("LATENTBITS_KEEP", folder))
         for size in sizes:
             file = kept / f"functions-{size}.parquet"
-            size = write_functions(file, size)
+            size = write_corpus(file, labelled_functions(), size, LABEL_FLOOR)
             study = Study(Protocol(f"{size} functions", str(file), "default"), kept / f"functions-{size}")
             for reads in READS:
                 without, attends = (

@@ -4,16 +4,11 @@ Texts whose order says much, which are many; a label says which package a functi
 """
 
 import ast
-import hashlib
 import os
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 # fmt: off
 PACKAGES = (
@@ -23,24 +18,13 @@ PACKAGES = (
 # fmt: on
 LONGEST, SHORTEST = 1000, 100
 """Characters that are taken of a function, and that it has at least."""
-LABEL_FLOOR = 1000
-"""Functions that a package has at least, of all: a perfect ranking can fill a page of a hundred."""
 
 
-def write_functions(out: Path, limit: int) -> int:
-    """Write at most `limit` different functions, an arbitrary but fixed choice; returns how many there were."""
-    found = {text: package for package in PACKAGES for text in _functions_of(package)}
-    sizes = Counter(found.values())
-    texts = [text for text, package in found.items() if sizes[package] >= LABEL_FLOOR]
-    texts = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[:limit]
-    columns = {
-        "id": [f"function/{row}" for row in range(len(texts))],
-        "text": texts,
-        "labels": [[found[text]] for text in texts],
-        "split": ["train"] * len(texts),
-    }
-    pq.write_table(pa.table(columns), out)
-    return len(texts)
+def labelled_functions() -> Iterator[tuple[str, str]]:
+    """Each function and its package; one that several have comes several times."""
+    for package in PACKAGES:
+        for text in _functions_of(package):
+            yield text, package
 
 
 def _functions_of(package: str) -> Iterator[str]:

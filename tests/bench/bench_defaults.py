@@ -1,0 +1,60 @@
+"""What default.yaml finds as it is, on corpora that it was not made on, against LSI + ITQ at as many bits: P@100.
+
+A seventh of the documents asks (elsewhere.py has the corpora). LATENTBITS_BITS, LATENTBITS_SEEDS and LATENTBITS_CORPORA
+choose, as in `LATENTBITS_BITS=64 LATENTBITS_CORPORA=verses,chapters make bench ONLY=defaults`.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+
+import pyarrow.parquet as pq
+
+from pipelines.scatter import cluster
+from tests.bench.elsewhere import CORPORA, write_corpus
+from tests.bench.quality import Protocol, Study, mean_of
+
+AGAINST = {"log_odds": "lsi_itq_asymmetric", "hamming": "lsi_itq"}
+LEAD = 0.03
+
+
+def main() -> Iterator[dict[str, object]]:
+    """Two lines for each corpus and width, one a ranking: the mean over seeds."""
+    widths = [int(bits) for bits in os.environ.get("LATENTBITS_BITS", "64,32").split(",")]
+    seeds = [int(seed) for seed in os.environ.get("LATENTBITS_SEEDS", "0").split(",")]
+    names = os.environ.get("LATENTBITS_CORPORA", ",".join(CORPORA)).split(",")
+    if unknown := set(names) - set(CORPORA):
+        raise SystemExit(f"LATENTBITS_CORPORA has {', '.join(sorted(unknown))}; there are {', '.join(CORPORA)}")
+    with cluster(), tempfile.TemporaryDirectory() as folder:
+        kept = Path(os.environ.get("LATENTBITS_KEEP", folder))
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            file = kept / f"{name.replace(' ', '-')}.parquet"
+            if not write_corpus(file, CORPORA[name]()):
+                sys.stderr.write(f"this machine has no {name}\n")
+                continue
+            study = Study(Protocol(name, str(file), "default"), kept / name.replace(" ", "-"))
+            for bits in widths:
+                yield from _lines(study, file, bits, seeds)
+
+
+def _lines(study: Study, file: Path, bits: int, seeds: list[int]) -> Iterator[dict[str, object]]:
+    found = [study.measure([f"model.latent.bits={bits}"], seed) for seed in seeds]
+    corpus = pq.read_table(file)
+    sizes = {"documents": len(corpus), "labels": len(set(corpus["labels"].combine_chunks().flatten().to_pylist()))}
+    sizes["words"] = round(mean(len(text.split()) for text in corpus["text"].to_pylist()))
+    for ranking, baseline in AGAINST.items():
+        ours, theirs = mean_of(found, ranking), mean_of(found, baseline)
+        yield {
+            "bench": f"defaults, {study.protocol.name}, {bits} bits, {ranking}",
+            "ours": round(ours, 4),
+            "theirs": round(theirs, 4),
+            "unit": "P@100",
+            "ratio": round(ours / theirs, 3),
+            "at_least": round(1 + LEAD / theirs, 3),
+            **sizes,
+            "training_s": round(max(one.training_s for one in found)),
+        }

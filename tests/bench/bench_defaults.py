@@ -1,6 +1,6 @@
 """What default.yaml finds as it is, on corpora that it was not made on, against LSI + ITQ at as many bits: P@100.
 
-A seventh of the documents asks (elsewhere.py has the corpora). LATENTBITS_BITS, LATENTBITS_SEEDS and LATENTBITS_CORPORA
+15 % of the documents ask (elsewhere.py has the corpora). LATENTBITS_BITS, LATENTBITS_SEEDS and LATENTBITS_CORPORA
 choose, as in `LATENTBITS_BITS=64 LATENTBITS_CORPORA=verses,chapters make bench ONLY=defaults`.
 """
 

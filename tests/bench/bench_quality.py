@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.scatter import cluster
-from tests.bench.quality import Study, available, mean_of
-
-AGAINST = {"log_odds": "lsi_itq_asymmetric", "hamming": "lsi_itq"}
+from tests.bench.quality import Study, against_lsi_itq, available
 
 
 def main() -> Iterator[dict[str, object]]:
@@ -25,18 +23,7 @@ def main() -> Iterator[dict[str, object]]:
             study = Study(protocol, Path(os.environ.get("LATENTBITS_KEEP", folder)) / protocol.name.replace(" ", "-"))
             for bits in widths:
                 found = [study.measure([f"model.latent.bits={bits}"], seed) for seed in seeds]
-                for ranking, baseline in AGAINST.items():
-                    ours, theirs = mean_of(found, ranking), mean_of(found, baseline)
-                    yield {
-                        "bench": f"quality, {protocol.name}, {bits} bits, {ranking}",
-                        "ours": round(ours, 4),
-                        "theirs": round(theirs, 4),
-                        "unit": "P@100",
-                        "ratio": round(ours / theirs, 3),
-                        "by_seed": [round(getattr(one, ranking), 4) for one in found],
-                        "training_s": round(max(one.training_s for one in found)),
-                        "at_least": round(1 + protocol.lead / theirs, 3),
-                    }
+                yield from against_lsi_itq(f"quality, {protocol.name}, {bits} bits", found, protocol.lead)
 
 
 def _chosen(name: str, usual: str) -> list[str]:

@@ -22,7 +22,7 @@ Labelled = Iterable[tuple[str, str]]
 """Texts, and the label of each."""
 LIMIT = 20_000
 LABEL_FLOOR = 120
-"""Documents that a label has at least: of these enough are learned from for a page of a hundred."""
+"""Documents that a label has at least, before the limit: of these enough are learned from for a page of a hundred."""
 SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n\s*\n")
 VERSE_NUMBER = re.compile(r"^\d+\.\s*")
 DIVISIONS = ("law", "history", "poetry", "prophets", "gospels and acts", "letters")
@@ -35,7 +35,7 @@ def write_corpus(out: Path, labelled: Labelled, limit: int = LIMIT, floor: int =
     found = {text: label for text, label in labelled if text}
     sizes = Counter(found.values())
     texts = [text for text, label in found.items() if sizes[label] >= floor]
-    texts = sorted(texts, key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest())[:limit]
+    texts = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[:limit]
     columns = {
         "id": [f"text/{row}" for row in range(len(texts))],
         "text": texts,
@@ -78,7 +78,7 @@ def verses() -> Labelled:
 
 
 def chapters() -> Labelled:
-    """Of the King James Bible, some six hundred words each; a label is the division."""
+    """Of the King James Bible, some six hundred words each; a label is the division (of gospels there are too few)."""
     texts: dict[tuple[int, int], list[str]] = {}
     for book, chapter, text in _numbered_verses():
         texts.setdefault((book, chapter), []).append(text)

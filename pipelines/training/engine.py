@@ -18,6 +18,11 @@ from vae_core.objectives import Objective
 from vae_core.schedule import PARTS, PartName, Phase, part_of
 
 
+BITS_AT_FULL_RATE = 128
+"""Of more, the weights by which bits speak for words learn at a rate that falls as their number grows."""
+WORD_WEIGHTS = "decoder.words.weight"
+
+
 class PretrainConfig(Config):
     """Settings of training; those of the model itself are its composition."""
 
@@ -149,10 +154,22 @@ def _parameter_groups(model: VAE, config: PretrainConfig) -> list[dict[str, Any]
     """Groups of one part and one learning rate each: a phase may move some parts and not others."""
     groups: dict[tuple[PartName, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        rate = config.block_learning_rate if ".blocks." in name else config.learning_rate
+        rate = _learning_rate(name, parameter, config)
         if parameter.requires_grad:
             groups.setdefault((part_of(name), rate), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "initial_lr": rate, "part": part}
         for (part, rate), parameters in groups.items()
     ]
+
+
+def _learning_rate(name: str, parameter: torch.nn.Parameter, config: PretrainConfig) -> float:
+    """The rate of one parameter; of wide codes the words' weights learn the more slowly, the more bits there are.
+
+    Adam moves every weight by as much, and a word's logit is a sum over bits (Yang et al. 2022, arXiv 2203.03466).
+    """
+    if ".blocks." in name:
+        return config.block_learning_rate
+    if name == WORD_WEIGHTS:
+        return config.learning_rate * min(1.0, BITS_AT_FULL_RATE / parameter.shape[1])
+    return config.learning_rate

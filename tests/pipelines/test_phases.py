@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,6 +252,21 @@ def test_a_phase_moves_only_the_parts_that_it_trains(shards: Artifact, tmp_path:
     before = weights_of(run)
     run.minimise(rows_at(0), 0.9)
     assert moved_parts(before, weights_of(run)) == {"decoder", "prior"}
+
+
+@pytest.mark.parametrize("dimensions", [8, 512])
+def test_a_step_moves_no_words_logit_further_for_wide_codes(shards: Artifact, tmp_path: Path, dimensions: int) -> None:
+    """Adam's first step moves every weight that has a gradient by its learning rate."""
+    latent = GaussianConfig(dimensions=dimensions)
+    job = job_of(shards, tmp_path / "one")
+    alone = VAEConfig.model_validate(job.model.model_dump() | {"latent": latent.model_dump(), "condition": None})
+    run = PhaseRun(replace(job, model=alone), 0)
+    before = weights_of(run)
+    run.minimise(rows_at(0), 0.9)
+    after = weights_of(run)
+    furthest = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    assert furthest["decoder.words.bias"] == pytest.approx(CONFIG.learning_rate, rel=0.01)
+    assert furthest["decoder.words.weight"] == pytest.approx(CONFIG.learning_rate * min(1, 128 / dimensions), rel=0.01)
 
 
 def test_a_minimum_rates_multiplier_rises_while_the_rate_is_too_small(shards: Artifact, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from vae_core.model import VAE
 from vae_core.objectives import Objective
 from vae_core.schedule import PARTS, PartName, Phase, part_of
 
-
 BITS_AT_FULL_RATE = 128
 """Of more, the weights by which bits speak for words learn at a rate that falls as their number grows."""
 WORD_WEIGHTS = "decoder.words.weight"

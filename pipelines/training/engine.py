@@ -17,8 +17,8 @@ from vae_core.model import VAE
 from vae_core.objectives import Objective
 from vae_core.schedule import PARTS, PartName, Phase, part_of
 
-BITS_AT_FULL_RATE = 128
-"""Of more, the weights by which bits speak for words learn at a rate that falls as their number grows."""
+WIDTH_AT_FULL_RATE = 128
+"""Of a wider z, the weights by which it speaks for words learn at a rate that falls as the width grows."""
 WORD_WEIGHTS = "decoder.words.weight"
 
 
@@ -32,7 +32,9 @@ class PretrainConfig(Config):
         "and more for a bernoulli_mixture of under 64 bits, 24 at 16 bits",
     )
     batch_size: int = Field(default=256, ge=1, description="documents of one step, over all workers")
-    learning_rate: float = Field(default=3e-3, gt=0, description="at its height, after warm-up; then a cosine to 0")
+    learning_rate: float = Field(
+        default=3e-3, gt=0, description="at its height, after warm-up; then a cosine to 0; a wide z's words take less"
+    )
     block_learning_rate: float = Field(default=1e-3, gt=0, description="of the Transformer blocks")
     objective: Objective = Objective()
     phases: tuple[Phase, ...] = Field(
@@ -163,12 +165,12 @@ def _parameter_groups(model: VAE, config: PretrainConfig) -> list[dict[str, Any]
 
 
 def _learning_rate(name: str, parameter: torch.nn.Parameter, config: PretrainConfig) -> float:
-    """The rate of one parameter; of wide codes the words' weights learn the more slowly, the more bits there are.
+    """The rate of one parameter; the words' weights learn the more slowly, the wider z is, beyond a width.
 
-    Adam moves every weight by as much, and a word's logit is a sum over bits (Yang et al. 2022, arXiv 2203.03466).
+    Adam moves every weight by as much, and a word's logit is a sum over z (Yang et al. 2022, arXiv 2203.03466).
     """
     if ".blocks." in name:
         return config.block_learning_rate
     if name == WORD_WEIGHTS:
-        return config.learning_rate * min(1.0, BITS_AT_FULL_RATE / parameter.shape[1])
+        return config.learning_rate * min(1.0, WIDTH_AT_FULL_RATE / parameter.shape[1])
     return config.learning_rate

@@ -13,12 +13,11 @@ from pydantic import Field, model_validator
 from vae_core.config import Config
 from vae_core.encoders.segments import SegmentBlocks
 from vae_core.errors import Misuse
+from vae_core.many_bits import weight_of_a_bit
 from vae_core.model import VAE
 from vae_core.objectives import Objective
 from vae_core.schedule import PARTS, PartName, Phase, part_of
 
-WIDTH_AT_FULL_RATE = 128
-"""Of a wider z, the weights by which it speaks for words learn at a rate that falls as the width grows."""
 WORD_WEIGHTS = "decoder.words.weight"
 
 
@@ -33,7 +32,9 @@ class PretrainConfig(Config):
     )
     batch_size: int = Field(default=256, ge=1, description="documents of one step, over all workers")
     learning_rate: float = Field(
-        default=3e-3, gt=0, description="at its height, after warm-up; then a cosine to 0; a wide z's words take less"
+        default=3e-3,
+        gt=0,
+        description="at its height, after warm-up; then a cosine to 0; what many bits say of words takes less",
     )
     block_learning_rate: float = Field(default=1e-3, gt=0, description="of the Transformer blocks")
     objective: Objective = Objective()
@@ -155,7 +156,7 @@ def _parameter_groups(model: VAE, config: PretrainConfig) -> list[dict[str, Any]
     """Groups of one part and one learning rate each: a phase may move some parts and not others."""
     groups: dict[tuple[PartName, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        rate = _learning_rate(name, parameter, config)
+        rate = _learning_rate(name, model, config)
         if parameter.requires_grad:
             groups.setdefault((part_of(name), rate), []).append(parameter)
     return [
@@ -164,13 +165,13 @@ def _parameter_groups(model: VAE, config: PretrainConfig) -> list[dict[str, Any]
     ]
 
 
-def _learning_rate(name: str, parameter: torch.nn.Parameter, config: PretrainConfig) -> float:
-    """The rate of one parameter; the words' weights learn the more slowly, the wider z is, beyond a width.
+def _learning_rate(name: str, model: VAE, config: PretrainConfig) -> float:
+    """The rate of one parameter; of many bits, the weights by which they speak for words learn the more slowly.
 
-    Adam moves every weight by as much, and a word's logit is a sum over z (Yang et al. 2022, arXiv 2203.03466).
+    Adam moves every weight by as much, and a word's logit is a sum over bits (Yang et al. 2022, arXiv 2203.03466).
     """
     if ".blocks." in name:
         return config.block_learning_rate
     if name == WORD_WEIGHTS:
-        return config.learning_rate * min(1.0, WIDTH_AT_FULL_RATE / parameter.shape[1])
+        return config.learning_rate * weight_of_a_bit(model.config.latent)
     return config.learning_rate

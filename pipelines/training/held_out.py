@@ -1,6 +1,7 @@
 """When to stop, without labels: documents that training does not see tell when it learns nothing more of their kind.
 
-The sign is what they cost at their hard code, distortion and rate, with the words that the graph lends them as target.
+The sign is what they cost at their hard code: distortion, with the words that the graph lends them as target, and rate,
+at the price that it has when training ends.
 It counts from the middle of training on: before, the price of the rate still rises, and the sign with it.
 """
 
@@ -18,6 +19,7 @@ from pipelines.training.engine import whole_parameters
 from pipelines.training.phases import PhaseRun
 from pipelines.training.query_head import fit_query_head
 from vae_core.model import VAE
+from vae_core.objectives import final_weight
 
 COUNTS_FROM = 0.5
 """The share of training after which a look counts."""
@@ -54,14 +56,14 @@ def looked(run: PhaseRun, watch: Watch, step: int) -> tuple[Watch, dict[str, flo
 
 @torch.no_grad()
 def held_out_loss(run: PhaseRun) -> float:
-    """Distortion and rate of the held-out documents at their hard code, in nats a document. Collective."""
-    model, cost = run.engine.module, torch.zeros((), device=run.engine.device)
+    """Distortion and priced rate of the held-out documents at their hard code, in nats a document. Collective."""
+    model, cost, price = run.engine.module, torch.zeros((), device=run.engine.device), final_weight(run.objective.rate)
     with whole_parameters(run.engine):
         model.eval()
         mine = rows_of_worker(run.held_out, dist.get_rank(), dist.get_world_size())
         for start in range(0, len(mine), ROWS_AT_ONCE):
             terms = model(run.batch(mine[start : start + ROWS_AT_ONCE]))
-            cost += (terms.kl_groups.sum(dim=1) - terms.log_px.mean(dim=0)).sum()
+            cost += (price * terms.kl_groups.sum(dim=1) - terms.log_px.mean(dim=0)).sum()
         model.train()
     dist.all_reduce(cost)
     return float(cost) / len(run.held_out)

@@ -117,6 +117,7 @@ class PhaseRun:
         self.schedule = Schedule.of(job.config, len(self.shards), job.model.latent)
         self.held_out = held_out_rows(len(self.shards), job.config.held_out, job.config.seed)
         self.phase: Phase = job.config.all_phases[number]
+        self.objective = settled(self.phase.objective, job.model.latent)
         self.multiplier: Multiplier = UNWEIGHTED
         self.engine = build_engine(job.config, model or self._first_model(), self.phase)
 
@@ -147,7 +148,7 @@ class PhaseRun:
 
     def minimise(self, rows: NDArray[np.int64], progress: float) -> tuple[Terms, Loss]:
         """One step of the optimiser on this worker's `rows`; the terms and the loss of the last micro-batch."""
-        config, objective = self.job.config, settled(self.phase.objective, self.job.model.latent)
+        config, objective = self.job.config, self.objective
         micro = len(rows) // config.accumulation
         for start in range(0, micro * config.accumulation, micro):
             terms = self.engine(self.batch(rows[start : start + micro]), samples=config.samples, progress=progress)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from vae_core.errors import Misuse
-from vae_core.latents import GaussianConfig, GaussianLatent
+from vae_core.latents import BernoulliConfig, BernoulliMixtureConfig, GaussianConfig, GaussianLatent, LatentConfig
 from vae_core.latents.bernoulli_mixture import BernoulliMixturePosterior
 from vae_core.mmd import mmd_squared
 from vae_core.model import Composition, Terms
@@ -25,9 +25,10 @@ from vae_core.objectives import (
     Objective,
     RateConfig,
     ascended,
+    final_weight,
     loss,
 )
-from vae_core.objectives.fitting import require_fitting
+from vae_core.objectives.fitting import require_fitting, settled
 
 KL = [[0.5, 2.0, 0.0], [3.0, 0.25, 1.0]]
 LOG_PX = [[-10.0, -20.0], [-14.0, -24.0]]
@@ -68,6 +69,27 @@ def terms_of(kl: Tensor, log_px: list[list[float]] | Tensor = LOG_PX, dispersion
 )
 def test_the_weight_rests_rises_and_stays_in_each_cycle(annealing: Annealing, progress: float, expected: float) -> None:
     assert annealing.at(progress) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rate", "latent", "expected"),
+    [
+        (Beta(), BernoulliMixtureConfig(bits=8), 1.0),
+        (Beta(), BernoulliMixtureConfig(bits=128), 1.0),
+        (Beta(), BernoulliMixtureConfig(bits=256), 0.5),
+        (FreeBits(nats=1), BernoulliMixtureConfig(bits=512), 0.25),
+        (Beta(annealing=Annealing(beta=2)), BernoulliMixtureConfig(bits=512), 2.0),
+        (Beta(), BernoulliConfig(bits=512), 1.0),
+        (Beta(), GaussianConfig(dimensions=512), 1.0),
+        (MinimumRate(nats=1), BernoulliMixtureConfig(bits=512), 1.0),
+    ],
+)
+def test_each_of_many_bits_of_a_mixture_costs_less_unless_somebody_says_otherwise(
+    rate: RateConfig, latent: LatentConfig, expected: float
+) -> None:
+    objective = settled(Objective(rate=rate), latent)
+    assert final_weight(objective.rate) == pytest.approx(expected)
+    assert settled(objective, latent) == objective
 
 
 def test_a_cycle_longer_than_itself_is_refused() -> None:

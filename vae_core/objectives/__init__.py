@@ -31,6 +31,7 @@ __all__ = [
     "Objective",
     "RateConfig",
     "ascended",
+    "final_weight",
     "loss",
 ]
 
@@ -73,6 +74,11 @@ def loss(terms: Terms, objective: Objective, progress: float, multiplier: Multip
     distortion, rate = -terms.log_px.mean(), terms.kl_groups.sum(dim=1).mean()
     total, beta = _bound(terms, objective.rate, progress, multiplier)
     return Loss(total + _beside(terms, objective), distortion, rate, beta)
+
+
+def final_weight(rate: RateConfig) -> float:
+    """The weight of the KL when training ends; 1 where it is not a setting."""
+    return rate.annealing.at(1.0) if isinstance(rate, Beta | FreeBits) else 1.0
 
 
 def _bound(terms: Terms, rate: RateConfig, progress: float, multiplier: Multiplier) -> tuple[Tensor, float]:

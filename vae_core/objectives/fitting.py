@@ -11,8 +11,9 @@ from vae_core.latents import (
     LatentConfig,
     NonparametricConfig,
 )
+from vae_core.many_bits import weight_of_a_bit
 from vae_core.model import Composition
-from vae_core.objectives import ImportanceWeighted, Objective
+from vae_core.objectives import Beta, FreeBits, ImportanceWeighted, Objective, RateConfig
 
 BITS = BernoulliConfig | BernoulliMixtureConfig
 MIXTURES = BernoulliMixtureConfig | GaussianMixtureConfig
@@ -26,10 +27,10 @@ That bits differ is worth four points of P@100 at 16 of them and nothing at 64.
 
 def settled(objective: Objective, latent: LatentConfig) -> Objective:
     """The objective with what it leaves open decided for this latent."""
-    if objective.decorrelation is not None:
-        return objective
-    share = share_of_enough(latent)
-    return objective.model_copy(update={"decorrelation": DECORRELATION / share if share < 1 else 0.0})
+    decorrelation, share = objective.decorrelation, share_of_enough(latent)
+    if decorrelation is None:
+        decorrelation = DECORRELATION / share if share < 1 else 0.0
+    return objective.model_copy(update={"decorrelation": decorrelation, "rate": _settled_rate(objective.rate, latent)})
 
 
 def require_fitting(model: Composition, objective: Objective, samples: int) -> None:
@@ -55,3 +56,10 @@ def require_fitting(model: Composition, objective: Objective, samples: int) -> N
         )
     if isinstance(getattr(latent, "estimator", None), ScoreFunction) and samples < 2:
         raise Misuse("the score function compares a document's samples; set pretrain.samples to 2 or more")
+
+
+def _settled_rate(rate: RateConfig, latent: LatentConfig) -> RateConfig:
+    if not isinstance(rate, Beta | FreeBits) or rate.annealing.beta is not None:
+        return rate
+    annealing = rate.annealing.model_copy(update={"beta": weight_of_a_bit(latent)})
+    return rate.model_copy(update={"annealing": annealing})

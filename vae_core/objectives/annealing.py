@@ -11,7 +11,7 @@ class Annealing(Config):
     beta: float | None = Field(
         default=None,
         ge=0,
-        description="weight of the KL once it has risen; null: 1, or 128 / bits for a bernoulli_mixture of more",
+        description="weight of the KL once it has risen; null: min(1, 128 / bits) for a bernoulli_mixture, else 1",
     )
     warmup: float = Field(default=0.5, ge=0, le=1, description="share of a cycle over which the weight rises")
     rest: float = Field(default=0.0, ge=0, le=1, description="share of a cycle before that, with weight 0")
